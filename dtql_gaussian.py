@@ -1003,13 +1003,13 @@ def train(args: Args) -> None:
 
     def check_losses() -> None:
         """Exits with code 3 on a NaN or an infinity, before it can enter a checkpoint."""
-        bad = [(name, seed)
-               for name, total in state["totals"].items()
-               for seed, value in zip(seeds, total.tolist()) if not math.isfinite(value)]  # fmt: skip
-        if bad:
-            print(f"{Path(__file__).name}: {bad[0][0]} of seed {bad[0][1]} is not finite at step {state['step']}; "
-                  f"the checkpoint in {run_dir} is from before; lower --learning-rate", file=sys.stderr)  # fmt: skip
-            raise SystemExit(3)
+        for name, total in state["totals"].items():
+            bad = [seed for seed, value in zip(seeds, total.tolist()) if not math.isfinite(value)]
+            if bad:
+                where = f"{name} of seed {bad[0]} is not finite at step {state['step']}"
+                advice = f"the last checkpoint in {run_dir} is good; try a lower --learning-rate"
+                print(f"{Path(__file__).name}: {where}; {advice}", file=sys.stderr)
+                raise SystemExit(3)
 
     def save_checkpoint() -> None:
         os.fsync(metrics.fileno())
