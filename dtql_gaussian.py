@@ -27,6 +27,7 @@ import difflib
 import hashlib
 import itertools
 import json
+import logging
 import math
 import os
 import platform
@@ -168,9 +169,20 @@ def resolve(args: Args) -> torch.device:
         fail("--resume needs --run-dir, the directory of the run to continue")
     device = choose_device(args.device)
     args.device = str(device)
-    if args.compile is None:  # takes about a minute, and a C++ compiler
-        args.compile = args.pretrain_steps + args.train_steps >= 20_000 and bool(shutil.which("g++"))
+    if args.compile is None:  # it takes about a minute
+        args.compile = args.pretrain_steps + args.train_steps >= 20_000 and can_compile(device)
+    elif args.compile and not can_compile(device):
+        fail("--compile needs a C++ compiler and Python's headers (g++, python3-dev); or use --no-compile")
     return device
+
+
+def can_compile(device: torch.device) -> bool:
+    logging.getLogger("torch._dynamo").setLevel(logging.ERROR)
+    try:
+        torch.compile(lambda x: x.sin() + 1)(torch.zeros(8, device=device))
+    except Exception:  # whatever is missing, be it a compiler, headers or Triton
+        return False
+    return True
 
 
 # -------------------------------------------------------------------------------------------------- dataset
@@ -713,7 +725,6 @@ def make_step(agent: Agent, transitions: Tensor, dims: list[int], generators, up
     and replayed from there on: draws, losses, backward, Adam, decay; nothing waits for the host.
     """
     if agent.args.compile:
-        torch._dynamo.config.suppress_errors = True  # no working compiler: the step runs eagerly
         update = torch.compile(update)
 
     def step() -> None:

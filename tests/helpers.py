@@ -1,0 +1,76 @@
+"""What the tests share: the scripts, loading and running them, and small files in D4RL's layout."""
+
+import functools
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPTS = ["dtql_gaussian.py"]
+CLOSED_PORT = "http://127.0.0.1:9"  # "discard": nothing listens there
+
+
+@functools.cache
+def load_script(name: str):
+    """The script as a module; its main() does not run."""
+    spec = importlib.util.spec_from_file_location(Path(name).stem, ROOT / name)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where pickle and dataclasses look
+    spec.loader.exec_module(module)
+    return module
+
+
+def fast_flags(script: str) -> list[str]:
+    """Two tiny steps of each phase and no evaluation."""
+    steps = [flag for phase in load_script(script).PHASES for flag in (f"--{phase}-steps", "2")]
+    return ["--no-compile", "--eval-episodes", "0", "--batch-size", "8", *steps]
+
+
+def script_env(home: Path, **changes: str) -> dict[str, str]:
+    """An environment with one thread, no user cache and no network."""
+    drop = ("D4RL_DATASET_DIR", "MINARI_DATASETS_PATH", "HF_HOME", "XDG_CACHE_HOME")
+    env = {k: v for k, v in os.environ.items() if k not in drop and not k.lower().endswith("_proxy")}
+    env |= {"OMP_NUM_THREADS": "1", "HOME": str(home), "WANDB_MODE": "offline", "HF_HUB_OFFLINE": "1",
+            "HF_ENDPOINT": CLOSED_PORT, "D4RL_MIRRORS": CLOSED_PORT}  # fmt: skip
+    return env | changes
+
+
+def run_script(script: str, *flags, cwd: Path, env: dict | None = None, timeout: float = 120, **options):
+    """`python script *flags` in cwd, which is also its HOME; a CompletedProcess with text captured."""
+    command = [sys.executable, str(ROOT / script), *map(str, flags)]
+    return subprocess.run(command, cwd=cwd, env=script_env(cwd, **(env or {})), timeout=timeout, text=True,
+                          capture_output=True, **options)  # fmt: skip
+
+
+def write_d4rl(path: Path, n: int = 64, obs_dim: int = 11, action_dim: int = 3, seed: int = 0, **overrides):
+    """A file in D4RL's layout, gym-mujoco's by default, from random numbers; returns its arrays by key.
+
+    overrides: an array, or None to leave the key out. Episodes end by timeout every 10 rows, and by a
+    terminal state every 17.
+    """
+    rng = np.random.default_rng(seed)
+    rows = np.arange(1, n + 1)
+    arrays = {
+        "observations": rng.normal(size=(n, obs_dim)).astype(np.float32),
+        "actions": rng.uniform(-1, 1, (n, action_dim)).astype(np.float32),
+        "rewards": rng.normal(size=n).astype(np.float32),
+        "terminals": rows % 17 == 0,
+        "timeouts": rows % 10 == 0,
+        "next_observations": rng.normal(size=(n, obs_dim)).astype(np.float32),  # not what any script may use
+        "infos/qpos": rng.normal(size=(n, 6)),
+        "infos/qvel": rng.normal(size=(n, 6)),
+        "infos/action_log_probs": rng.normal(size=n),
+        "metadata/algorithm": np.bytes_("SAC"),
+        "metadata/iteration": np.int64(3000),
+    }
+    arrays = {key: value for key, value in (arrays | overrides).items() if value is not None}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with h5py.File(path, "w") as file:
+        for key, value in arrays.items():
+            file[key] = value
+    return arrays

@@ -1,0 +1,399 @@
+"""D4RL's rule for transitions, its files and downloads, Minari, the embedded sets, the paper's settings."""
+
+import contextlib
+import csv
+import hashlib
+import threading
+import warnings
+from collections import OrderedDict
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import gymnasium as gym
+import minari
+import numpy as np
+import pytest
+from helpers import CLOSED_PORT, ROOT, SCRIPTS, load_script, write_d4rl
+from minari.data_collector import EpisodeBuffer
+
+TABLE_4 = list(csv.DictReader((ROOT / "benchmark/paper/table4_hyperparameters.csv").read_text().splitlines()))
+D4RL_NAMES = [row["task"] for row in TABLE_4]
+SIZES = {"halfcheetah": (17, 6), "hopper": (11, 3), "walker2d": (17, 6), "antmaze": (29, 8), "pen": (45, 24),
+         "kitchen": (60, 9)}  # fmt: skip
+
+
+@pytest.fixture(params=SCRIPTS)
+def script(request):
+    return load_script(request.param)
+
+
+@pytest.fixture(autouse=True)
+def d4rl_dir(tmp_path, monkeypatch):
+    """An empty place for D4RL files; no Minari datasets but the embedded ones; no network."""
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("D4RL_DATASET_DIR", str(tmp_path / "d4rl"))
+    monkeypatch.setenv("D4RL_MIRRORS", CLOSED_PORT)
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
+    return tmp_path / "d4rl"
+
+
+# ------------------------------------------------------------------------------------- the rule of D4RL files
+def qlearning_dataset(data: dict, max_episode_steps: int) -> tuple[list[int], np.ndarray]:
+    """D4RL's loop, word for word: rows kept, and (obs, action, reward, next_obs, terminal) of each."""
+    kept, transitions = [], []
+    episode_step = 0
+    for i in range(len(data["rewards"]) - 1):
+        done_bool = bool(data["terminals"][i])
+        if "timeouts" in data:
+            final_timestep = data["timeouts"][i]
+        else:
+            final_timestep = episode_step == max_episode_steps - 1
+        if final_timestep:  # skip this transition
+            episode_step = 0
+            continue
+        if done_bool or final_timestep:
+            episode_step = 0
+        obs, next_obs = data["observations"][i], data["observations"][i + 1]
+        row = [*obs, *data["actions"][i], data["rewards"][i], *next_obs, float(done_bool)]
+        kept.append(i)
+        transitions.append(np.array([np.float32(x) for x in row], np.float32))
+        episode_step += 1
+    return kept, np.stack(transitions)
+
+
+def rows(n: int, *indices: int) -> np.ndarray:
+    flags = np.zeros(n, bool)
+    flags[list(indices)] = True
+    return flags
+
+
+def d4rl_file(name: str, path, **overrides) -> dict:
+    """A small file in the exact layout of this task's; every end of an episode that the real ones have."""
+    family, n = name.partition("-")[0], 150
+    obs_dim, action_dim = SIZES[family]
+    # timeouts one after the other, together with a terminal, before the last row; the last row is terminal
+    content = {"terminals": rows(n, 0, 16, 30, 31, 60, 90, n - 2, n - 1),
+               "timeouts": rows(n, 9, 16, 40, 41, 42, 61, 100, n - 2)}  # fmt: skip
+    if "replay" in name:
+        rng = np.random.default_rng(1)
+        shapes = {"observations": (n, obs_dim), "actions": (n, action_dim), "rewards": (n,)}
+        content |= {key: rng.uniform(-1, 1, shape) for key, shape in shapes.items()}  # float64
+    if family in ("antmaze", "pen", "kitchen"):
+        content["terminals"] = content["terminals"].astype(np.float32)
+        content |= {"next_observations": None, "infos/action_log_probs": None}
+    if family == "antmaze":
+        reward = rows(n, *range(20, 27), 50, 51, *range(141, n)).astype(np.float32)
+        content |= {"rewards": reward, "infos/goal": np.zeros((n, 2))}
+    if family == "kitchen":
+        n = 900
+        content |= {"timeouts": None, "terminals": rows(n, 5, 6, 400, n - 2, n - 1).astype(np.float32)}
+    return write_d4rl(path, n, obs_dim, action_dim, **(content | overrides))
+
+
+@pytest.mark.parametrize("name", D4RL_NAMES)
+def test_transitions_are_exactly_those_of_d4rls_qlearning_dataset(script, name, d4rl_dir):
+    path = d4rl_dir / script.D4RL_FILES[name].split("/")[-1]
+    arrays = d4rl_file(name, path)
+    assert ("timeouts" in arrays) == (not name.startswith("kitchen"))
+    if name.startswith("antmaze"):
+        arrays["rewards"] = arrays["rewards"] - 1
+    kept, expected = qlearning_dataset(arrays, max_episode_steps=280)
+    dataset = script.load_dataset(name)
+    obs_dim, action_dim = SIZES[name.partition("-")[0]]
+    assert dataset.dims == [obs_dim, action_dim, 1, obs_dim, 1]
+    assert dataset.transitions.dtype == np.float32 and len(dataset.transitions) == len(kept)
+    np.testing.assert_array_equal(dataset.transitions, expected)
+    assert dataset.max_action == [1.0] * action_dim
+    assert dataset.source == str(path)
+    assert dataset.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    "n, terminals, dropped",
+    [
+        (900, [], [279, 559, 839]),  # without a terminal row every 280th goes
+        (900, [100], [379, 659]),  # after a terminal row the count restarts at 1: 279 rows later
+        (900, [279], [279, 559, 839]),  # terminal at the count 279: dropped, and the count restarts at 0
+        (900, [278], [557, 837]),
+        (900, [280], [279, 559, 839]),  # terminal at the count 0, then 1 again
+        (900, [0, 1, 2, 3], [282, 562, 842]),
+        (900, [100, 379, 658], [379]),  # terminal on a dropped row, then one row before the next
+        (561, [560], [279, 559]),  # terminal on the last row
+        (561, [], [279, 559]),
+        (560, [], [279]),  # 559 is the last row, which is no transition anyway
+        (560, [559], [279]),
+        (280, [279], []),
+        (2, [0, 1], []),
+    ],
+)
+def test_kitchen_drops_the_row_where_d4rls_counter_reaches_279(script, n, terminals, dropped, d4rl_dir):
+    name = "kitchen-mixed-v0"
+    content = {
+        "terminals": rows(n, *terminals),
+        "rewards": np.arange(n, dtype=np.float32),
+        "observations": np.zeros((n, 60), np.float32),
+        "actions": np.zeros((n, 9), np.float32),
+    }
+    arrays = d4rl_file(name, d4rl_dir / script.D4RL_FILES[name].split("/")[-1], **content)
+    kept, expected = qlearning_dataset(arrays, max_episode_steps=280)
+    assert sorted({*range(n - 1)} - {*kept}) == dropped
+    np.testing.assert_array_equal(script.load_dataset(name).transitions, expected)
+
+
+# ---------------------------------------------------------------------------- settings and facts of the paper
+def test_task_settings_are_table_4(script):
+    assert list(script.TASKS) == D4RL_NAMES and len(D4RL_NAMES) == 26
+    columns = {"alpha": "alpha", "expectile": "expectile", "entropy_coef": "entropy_coef",
+               "learning_rate": "learning_rate", "lr_decay": "lr_decay", "batch_size": "batch_size",
+               "pretrain_epochs": "pretrain_steps", "train_epochs": "train_steps",
+               "eval_episodes": "eval_episodes"}  # fmt: skip
+    assert {*columns, "task"} == set(TABLE_4[0])
+    for row in TABLE_4:
+        settings = dict(zip(script.TASK_FIELDS, script.TASKS[row["task"]], strict=True))
+        for column, field in columns.items():
+            steps_per_unit = 1000 if column.endswith("epochs") else 1
+            assert settings[field] == float(row[column]) * steps_per_unit, (row["task"], field)
+        assert isinstance(settings["lr_decay"], bool) and settings["eval_every"] == 50_000
+
+
+def test_d4rl_names_have_d4rls_files_and_reference_scores(script):
+    files = {
+        "halfcheetah-medium-v2": "gym_mujoco_v2/halfcheetah_medium-v2.hdf5",
+        "hopper-medium-replay-v2": "gym_mujoco_v2/hopper_medium_replay-v2.hdf5",
+        "walker2d-medium-expert-v2": "gym_mujoco_v2/walker2d_medium_expert-v2.hdf5",
+        "pen-human-v1": "hand_dapg_v1/pen-human-v1.hdf5",
+        "pen-cloned-v1": "hand_dapg_v1/pen-cloned-v1.hdf5",
+        "kitchen-complete-v0": "kitchen/mini_kitchen_microwave_kettle_light_slider-v0.hdf5",
+        "kitchen-partial-v0": "kitchen/kitchen_microwave_kettle_light_slider-v0.hdf5",
+        "kitchen-mixed-v0": "kitchen/kitchen_microwave_kettle_bottomburner_light-v0.hdf5",
+    }
+    mazes = {"umaze": "u-maze False False", "umaze-diverse": "u-maze True True",
+             "medium-play": "big-maze True False", "medium-diverse": "big-maze True True",
+             "large-play": "hardest-maze True False", "large-diverse": "hardest-maze True True"}  # fmt: skip
+    for kind, words in mazes.items():
+        size, multistart, multigoal = words.split()
+        name = f"Ant_maze_{size}_noisy_multistart_{multistart}_multigoal_{multigoal}_sparse"
+        files[f"antmaze-{kind}-v0"] = f"ant_maze_new/{name}.hdf5"
+        files[f"antmaze-{kind}-v2"] = f"ant_maze_v2/{name}_fixed.hdf5"
+    assert {name: script.D4RL_FILES[name] for name in files} == files
+    assert set(D4RL_NAMES) <= set(script.D4RL_FILES)
+    assert len(set(script.D4RL_FILES.values())) == len(script.D4RL_FILES)
+    assert {family: scores for family, (_, *scores) in script.D4RL_TASKS.items()} == {
+        "halfcheetah": [-280.178953, 12135.0], "hopper": [-20.272305, 3234.3], "walker2d": [1.629008, 4592.3],
+        "antmaze": [0, 1], "kitchen": [0, 4], "pen": [96.262799, 3076.8331017826877],
+    }  # fmt: skip
+    task = script.load_task("walker2d-medium-expert-v2")
+    assert task.make_env().spec.id == "Walker2d-v4"  # not -v5
+    np.testing.assert_allclose(task.score(np.array([1.629008, 4592.3, 2296.9645])), [0, 100, 50])
+
+
+# ------------------------------------------------------------------------------------------------ downloading
+FILE = "hopper_medium-v2.hdf5"
+
+
+def send(body: bytes, status=200, length=None, chunked=False):
+    """What a mirror answers to a GET: body, announced to have `length` bytes, or in chunks that never end."""
+
+    def answer(handler) -> None:
+        handler.send_response(status)
+        if chunked:
+            handler.send_header("Transfer-Encoding", "chunked")
+            body_sent = b"%x\r\n%s\r\n" % (len(body), body) + b"ffff\r\n" + body[:10]
+        else:
+            handler.send_header("Content-Length", str(length or len(body)))
+            body_sent = body
+        handler.end_headers()
+        handler.wfile.write(body_sent)
+
+    return answer
+
+
+@pytest.fixture
+def mirror():
+    """mirror({path: answer}) starts a server and returns its URL and the list of paths asked of it."""
+    with contextlib.ExitStack() as stack:
+
+        def start(answers: dict) -> tuple[str, list[str]]:
+            asked = []
+
+            class Handler(BaseHTTPRequestHandler):
+                protocol_version = "HTTP/1.1"  # what chunks need
+
+                def do_GET(self):
+                    asked.append(self.path)
+                    self.close_connection = True
+                    answers.get(self.path, send(b"no such file", status=404))(self)
+
+                def log_message(self, *args):
+                    pass
+
+            server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+            threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}).start()
+            stack.callback(server.server_close)
+            stack.callback(server.shutdown)
+            return f"http://127.0.0.1:{server.server_port}", asked
+
+        yield start
+
+
+@pytest.fixture
+def served(tmp_path) -> bytes:
+    write_d4rl(tmp_path / "served.hdf5")
+    return (tmp_path / "served.hdf5").read_bytes()
+
+
+def bad_answer(kind: str, served: bytes):
+    return {
+        "cut": send(served[:-100], length=len(served)),
+        "cut between chunks": send(served[:-100], chunked=True),
+        "html page": send(b"<html>Down for maintenance</html>"),
+        "not found": send(b"no such file", status=404),
+        "server error": send(b"oops", status=500),
+        "not http": lambda handler: handler.wfile.write(b"220 welcome to my mail server\r\n"),
+    }[kind]
+
+
+BAD_URLS = {"closed port": CLOSED_PORT, "no scheme": "127.0.0.1/d4rl"}
+BAD_MIRRORS = [*BAD_URLS, "cut", "cut between chunks", "html page", "not found", "server error", "not http"]
+
+
+@pytest.mark.parametrize("kind", BAD_MIRRORS)
+def test_a_bad_mirror_is_passed_over_and_the_file_kept(script, kind, mirror, served, d4rl_dir, monkeypatch):
+    path = f"/gym_mujoco_v2/{FILE}"
+    bad, asked_bad = BAD_URLS.get(kind), [path]
+    if kind not in BAD_URLS:
+        bad, asked_bad = mirror(dict.fromkeys((path, f"/{FILE}"), bad_answer(kind, served)))
+    good, asked = mirror({path: send(served)})
+    monkeypatch.setenv("D4RL_MIRRORS", f"{bad} {good}")
+    dataset = script.load_dataset("hopper-medium-v2")
+    assert path in asked_bad and asked == [path]
+    assert [file.name for file in d4rl_dir.iterdir()] == [FILE]
+    assert (d4rl_dir / FILE).read_bytes() == served
+    assert dataset.sha256 == hashlib.sha256(served).hexdigest()
+    again = script.load_dataset("hopper-medium-v2")  # from the disk
+    assert asked == [path]
+    np.testing.assert_array_equal(again.transitions, dataset.transitions)
+
+
+@pytest.mark.parametrize("kind", BAD_MIRRORS)
+def test_without_a_good_mirror_nothing_is_left(script, kind, mirror, served, d4rl_dir, monkeypatch, capsys):
+    path = f"/gym_mujoco_v2/{FILE}"
+    url = BAD_URLS.get(kind)
+    if kind not in BAD_URLS:
+        url, _ = mirror(dict.fromkeys((path, f"/{FILE}"), bad_answer(kind, served)))
+    monkeypatch.setenv("D4RL_MIRRORS", url)
+    with pytest.raises(SystemExit) as exit_info:
+        script.load_dataset("hopper-medium-v2")
+    assert exit_info.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and error.endswith("\n")
+    for word in (f"{url}{path}", str(d4rl_dir / FILE), "--env-id local/hopper/medium-v0"):
+        assert word in error
+    assert not d4rl_dir.exists() or not list(d4rl_dir.iterdir())
+
+
+def test_a_mirror_may_hold_the_file_without_its_folder(script, mirror, served, d4rl_dir, monkeypatch):
+    url, asked = mirror({f"/some/{FILE}": send(served)})
+    monkeypatch.setenv("D4RL_MIRRORS", f"{url}/some")
+    script.load_dataset("hopper-medium-v2")
+    assert asked == [f"/some/gym_mujoco_v2/{FILE}", f"/some/{FILE}"]
+    assert (d4rl_dir / FILE).read_bytes() == served
+
+
+# ----------------------------------------------------------------------------------------------------- Minari
+class GoalEnv(gym.Env):
+    """Two parts, each a counter of its own, in a Dict observation whose keys may stand in any order."""
+
+    def __init__(self, sort_keys: bool, render_mode=None):
+        part = {"state": gym.spaces.Box(-1e4, 1e4, (2,), np.float64),
+                "goal": gym.spaces.Box(-1e4, 1e4, (1,), np.float64)}  # fmt: skip
+        self.observation_space = gym.spaces.Dict(part if sort_keys else OrderedDict(part))
+        self.action_space = gym.spaces.Box(-2, 2, (1,), np.float32)
+
+    def reset(self, seed=None, options=None):
+        super().reset(seed=seed)
+        return goal_env_obs(0, 0), {}
+
+    def step(self, action):
+        return goal_env_obs(0, 1), 0.0, False, False, {}
+
+
+def goal_env_obs(episode: int, t: int) -> dict:
+    return {"state": np.array([100.0 * episode + t, 0.5]), "goal": np.array([-1000.0 - 100 * episode - t])}
+
+
+@pytest.fixture
+def make_minari():
+    """make_minari(id, lengths) writes a dataset; its episode 1 is truncated, the others are terminated."""
+    registered = []
+
+    def make(dataset_id: str, lengths: list[int], sort_keys=True, **scores) -> None:
+        env_id = f"GoalEnv{len(registered)}-v0"
+        gym.register(env_id, entry_point=f"{__name__}:GoalEnv", kwargs={"sort_keys": sort_keys})
+        registered.append(env_id)
+        buffers = []
+        for i, length in enumerate(lengths):
+            obs = [goal_env_obs(i, t) for t in range(length + 1)]
+            last = rows(length, -1)
+            buffers.append(EpisodeBuffer(
+                id=i, observations={key: np.stack([o[key] for o in obs]) for key in ("state", "goal")},
+                actions=np.full((length, 1), i / 10, np.float32), rewards=[float(i)] * length,
+                terminations=list(last & (i != 1)), truncations=list(last & (i == 1)),
+            ))  # fmt: skip
+        with warnings.catch_warnings(action="ignore"):  # no author, no description, ...
+            minari.create_dataset_from_buffers(dataset_id, buffers, env=env_id, eval_env=env_id, **scores)
+
+    yield make
+    for env_id in registered:
+        del gym.registry[env_id]
+
+
+@pytest.mark.parametrize("sort_keys", [True, False])
+def test_minari_episodes_become_transitions_in_the_live_envs_layout(script, sort_keys, make_minari):
+    make_minari("mine/goal/test-v0", lengths=[3, 2, 1], sort_keys=sort_keys)
+    dataset = script.load_dataset("mine/goal/test-v0")
+    env = script.load_task("mine/goal/test-v0").make_env()
+    (first_obs, _), (second_obs, *_) = env.reset(), env.step(np.zeros(1))
+    assert dataset.dims == [3, 1, 1, 3, 1] and dataset.max_action == [2.0]
+    obs, action, reward, next_obs, terminal = np.split(dataset.transitions, np.cumsum(dataset.dims)[:-1], 1)
+    np.testing.assert_array_equal(obs[0], first_obs)
+    np.testing.assert_array_equal(next_obs[0], second_obs)
+    time = np.argmin(np.abs(first_obs))  # the column that counts the steps
+    assert obs[:, time].tolist() == [0, 1, 2, 100, 101, 200]
+    assert next_obs[:, time].tolist() == [1, 2, 3, 101, 102, 201]  # never the next episode's first
+    assert terminal[:, 0].tolist() == [0, 0, 1, 0, 0, 1]  # the truncated episode has no terminal state
+    assert reward[:, 0].tolist() == [0, 0, 0, 1, 1, 2]
+    np.testing.assert_array_equal(action[:, 0], np.float32([0, 0, 0, 0.1, 0.1, 0.2]))
+
+
+def test_without_reference_scores_the_raw_return_is_the_result(script, make_minari):
+    make_minari("mine/goal/raw-v0", lengths=[1])
+    make_minari("mine/goal/scored-v0", lengths=[1], ref_min_score=10.0, ref_max_score=30.0)
+    raw, scored = (script.load_task(f"mine/goal/{name}-v0") for name in ("raw", "scored"))
+    returns = np.array([[10.0, 25.0], [40.0, 0.0]])
+    assert raw.reference is None and raw.score(returns).tolist() == returns.tolist()
+    assert scored.reference == (10, 30) and scored.score(returns).tolist() == [[0, 75], [150, -50]]
+
+
+@pytest.mark.parametrize(
+    "name, env_id, transitions, episodes, mean_return, score",
+    [
+        ("hopper/medium", "Hopper-v4", 100_176, 198, 1647, 51.2),
+        ("hopper/medium-replay", "Hopper-v4", 64_035, 260, 614, 19.5),
+        ("walker2d/medium", "Walker2d-v4", 100_094, 167, 2049, 44.6),
+        ("walker2d/medium-replay", "Walker2d-v4", 68_759, 362, 479, 10.4),
+        ("halfcheetah/medium", "HalfCheetah-v4", 100_000, 100, 3996, 34.4),
+        ("halfcheetah/medium-replay", "HalfCheetah-v4", 56_000, 56, 2284, 20.7),
+    ],
+)
+def test_embedded_dataset(script, name, env_id, transitions, episodes, mean_return, score):
+    dataset_id = f"local/{name}-v0"
+    assert dataset_id in script.local_minari_ids()
+    dataset, task = script.load_dataset(dataset_id), script.load_task(dataset_id)
+    assert len(dataset.transitions) == transitions and np.isfinite(dataset.transitions).all()
+    assert script.open_minari(dataset_id).total_episodes == episodes
+    obs_dim, action_dim = SIZES[name.partition("/")[0]]
+    assert dataset.dims == [obs_dim, action_dim, 1, obs_dim, 1] and dataset.max_action == [1.0] * action_dim
+    mean = dataset.transitions[:, obs_dim + action_dim].sum(dtype=np.float64) / episodes
+    assert abs(mean - mean_return) <= 0.5 and abs(task.score(mean) - score) <= 0.05
+    assert task.make_env().spec.id == env_id

@@ -1,0 +1,754 @@
+"""The mathematics of dtql_gaussian.py against closed forms, SciPy, and a literal transcription."""
+
+import copy
+import itertools
+import math
+import random
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import load_script
+from scipy import optimize, stats
+from torch import nn
+
+dtql = load_script("dtql_gaussian.py")
+CPU = torch.device("cpu")
+OBS_DIM, MAX_ACTION = 5, [1.0, 0.4]
+DIMS = [OBS_DIM, len(MAX_ACTION), 1, OBS_DIM, 1]  # obs, action, reward, next_obs, terminal
+
+
+def make_args(**changes):
+    settings = {"alpha": 5.0, "expectile": 0.7, "entropy_coef": 0.5, "learning_rate": 1e-3, "lr_decay": True,
+                "batch_size": 16, "pretrain_steps": 2, "train_steps": 3, "compile": False}  # fmt: skip
+    return dtql.Args(**(settings | changes))
+
+
+def make_agent(**changes):
+    return dtql.Agent(OBS_DIM, MAX_ACTION, make_args(**changes), CPU)
+
+
+def make_transitions(n: int = 200) -> torch.Tensor:
+    """Random rows as the scripts hold them; every fourth one is terminal."""
+    g = torch.Generator().manual_seed(0)
+    obs, action, reward, next_obs, _ = torch.randn(n, sum(DIMS), generator=g).split(DIMS, dim=1)
+    terminal = (torch.arange(n) % 4 == 0).float().unsqueeze(1)
+    return torch.cat([obs, torch.tensor(MAX_ACTION) * action.tanh(), reward, next_obs, terminal], dim=1)
+
+
+def doubled(batch, u, eps) -> tuple:
+    """u stays single: the noise levels come from it in single precision in any case."""
+    return [x.double() for x in batch], u, eps.double()
+
+
+def training_generators(*seeds: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(dtql.derive_seed(seed, 1)) for seed in seeds]
+
+
+def generators(*seeds: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+# -------------------------------------------------------------------------------------------- EDM schedule
+def log_logistic(args):
+    """CDF and its inverse of the truncated log-logistic noise level, from its definition."""
+    law = stats.logistic(loc=math.log(args.sigma_data), scale=0.5)
+    low, high = law.cdf(np.log([args.sigma_min, args.sigma_max]))
+    cdf = lambda sigma: (law.cdf(np.log(sigma)) - low) / (high - low)
+    return cdf, lambda u: np.exp(law.ppf(low + (high - low) * u))
+
+
+def at_sigma(sigma: float, **changes):
+    """Args whose training noise level is always sigma, to 1e-5."""
+    return make_args(sigma_min=sigma * (1 - 1e-5), sigma_max=sigma * (1 + 1e-5), **changes)
+
+
+@pytest.mark.parametrize("sigma_data", [0.5, 1.3])
+def test_preconditioning_in_its_limits(sigma_data):
+    args = make_args(sigma_data=sigma_data)
+    sigma = torch.tensor([1e-6, 0.1, 1e6], dtype=torch.float64)
+    c_skip, c_out, c_in, c_noise = dtql.precondition(sigma, args)
+    near = lambda value: pytest.approx(value, rel=1e-9)
+    assert [c_skip[0], c_out[0] / sigma[0], c_in[0]] == near([1, 1, 1 / sigma_data])
+    assert [c_skip[2] * sigma[2] ** 2, c_out[2], c_in[2] * sigma[2]] == near([sigma_data**2, sigma_data, 1])
+    v = 0.1**2 + sigma_data**2
+    assert [c_skip[1], c_out[1], c_in[1]] == near([sigma_data**2 / v, 0.1 * sigma_data / v**0.5, v**-0.5])
+    assert c_noise.tolist() == near([math.log(s) / 4 for s in sigma])
+
+
+@pytest.mark.parametrize("sigma_data", [0.5, 1.3])
+@pytest.mark.parametrize("sigma", [0.003, 0.4, 20.0])
+def test_network_sees_and_has_to_tell_unit_variance(sigma, sigma_data):
+    """For a ~ N(0, σ_data²): the loss of F = 0 is the mean square of F's target (a - c_skip a_σ) / c_out."""
+    g = torch.Generator().manual_seed(0)
+    args = at_sigma(sigma, sigma_data=sigma_data)
+    action = sigma_data * torch.randn(2, 50_000, 3, generator=g, dtype=torch.float64)
+    eps = torch.randn(2, 50_000, 3, generator=g, dtype=torch.float64)
+    u = torch.rand(2, 50_000, 1, generator=g)
+    seen = []
+
+    def zero_network(x, c_noise, obs):
+        seen.append((x, c_noise))
+        return torch.zeros_like(x)
+
+    loss = dtql.denoising_loss(zero_network, action, None, u, eps, torch.full((3,), 1e9), args)
+    ((x, c_noise),) = seen
+    assert loss.shape == (2,)  # one per seed
+    assert loss.tolist() == pytest.approx([1, 1], abs=0.02)
+    assert x.var().item() == pytest.approx(1, abs=0.02)
+    assert torch.allclose(4 * c_noise, torch.tensor(math.log(sigma)), atol=1e-4)
+
+
+@pytest.mark.parametrize("changes", [{}, {"sigma_data": 1.3, "sigma_min": 0.05, "sigma_max": 3.0}])
+def test_noise_levels_are_truncated_log_logistic(changes):
+    args = make_args(**changes)
+    cdf, quantile = log_logistic(args)
+    u = torch.rand(4, 50_000, 1, generator=torch.Generator().manual_seed(0))
+    sigma = dtql.sample_sigma(u, args)
+    assert sigma.shape == u.shape
+    drawn = sigma.flatten().double().numpy()
+    assert stats.kstest(drawn, cdf).pvalue > 0.01
+    assert stats.kstest(np.log(drawn), stats.norm(-1.2, 1.2).cdf).statistic > 0.1  # EDM's own choice
+    ends = torch.tensor([0, 2**-24, 2**-23, 1 - 2**-23, 1 - 2**-24])
+    grid = torch.cat([torch.linspace(0, 1 - 2**-24, 100_001), ends]).sort().values
+    sigma = dtql.sample_sigma(grid, args).double()
+    assert sigma.min() >= args.sigma_min * (1 - 1e-6) and sigma.max() <= args.sigma_max * (1 + 1e-6)
+    assert (sigma.diff() >= 0).all() and (sigma[::1000].diff() > 0).all()
+    assert np.allclose(sigma, quantile(grid.double().numpy()), rtol=1e-6)  # both tails, too
+    assert sigma[[0, -1]].tolist() == pytest.approx([args.sigma_min, args.sigma_max], rel=0.01)
+
+
+def test_denoiser_learns_the_posterior_mean_of_gaussian_data(monkeypatch):
+    """E[a | a_σ] = (s² a_σ + σ² m) / (s² + σ²) for a ~ N(m, s²); each seed has data of its own."""
+    monkeypatch.setattr(dtql, "HIDDEN_DIM", 64)
+    args, n, steps = make_args(), 1024, 700
+    mean, std = torch.tensor([0.3, -0.5]).view(2, 1, 1), torch.tensor([0.4, 0.15]).view(2, 1, 1)
+    denoiser = dtql.Denoiser(generators(1, 2), 1, 1)
+    optimizer = dtql.adam(denoiser.parameters(), 2e-3)
+    g, obs, box = torch.Generator().manual_seed(0), torch.zeros(2, n, 1), torch.tensor([10.0])
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"].fill_(2e-3 * (1 + math.cos(math.pi * step / steps)) / 2)
+        action = mean + std * torch.randn(2, n, 1, generator=g)
+        noise = torch.rand(2, n, 1, generator=g), torch.randn(2, n, 1, generator=g)
+        dtql.minimize(dtql.denoising_loss(denoiser, action, obs, *noise, box, args), optimizer)
+    for level in (0.05, 0.2, 0.5, 1.0, 4.0):
+        sigma = torch.full((2, 41, 1), level)
+        noisy = mean + (std**2 + level**2).sqrt() * torch.linspace(-2, 2, 41).view(1, 41, 1)
+        optimal = (std**2 * noisy + level**2 * mean) / (std**2 + level**2)
+        with torch.no_grad():
+            error = dtql.denoise(denoiser, noisy, sigma, obs[:, :41], box, args) - optimal
+        c_out = dtql.precondition(sigma, args)[1]
+        assert ((error / c_out).square().mean(dim=(1, 2)).sqrt() < 0.1).all(), level
+
+
+# -------------------------------------------------------------------------------------------- trust region
+def test_trust_region_gradient_is_equation_11():
+    """∂L_TR/∂a = 2/A ((D - a) / c_out²)ᵀ (∂D/∂a_σ - I), D's Jacobian by jacrev, nothing to φ."""
+    args, box = make_args(), torch.tensor([0.3, 0.1, 2.0], dtype=torch.float64)
+    denoiser = dtql.Denoiser(generators(1, 2), OBS_DIM, 3).double()
+    g = torch.Generator().manual_seed(0)
+    normal = lambda dim: torch.randn(2, 6, dim, generator=g, dtype=torch.float64)
+    obs, eps, action = normal(OBS_DIM), normal(3), box * normal(3).tanh()
+    action.requires_grad_()
+    u = torch.rand(2, 6, 1, generator=g)
+    network = dtql.frozen(denoiser)
+    loss = dtql.denoising_loss(network, action, obs, u, eps, box, args)
+    (gradient,) = torch.autograd.grad(loss.sum(), action, retain_graph=True)
+    reached = torch.autograd.grad(loss.sum(), list(denoiser.parameters()), allow_unused=True)
+    assert set(reached) == {None}  # frozen
+
+    sigma = dtql.sample_sigma(u, args)
+    c_out = sigma * 0.5 / (sigma**2 + 0.25).sqrt()
+    by_hand, without_jacobian = torch.zeros(2, 6, 3).double(), torch.zeros(2, 6, 3).double()
+    clamped = 0
+    for i, j in itertools.product(range(2), range(6)):
+        s = sigma[i, j].double()
+
+        def f(noisy):  # D_φ of row (i, j) without the clamp; the other rows are dummies
+            x = torch.zeros(2, 1, 3).double().index_put((torch.tensor(i),), noisy / (s**2 + 0.25).sqrt())
+            output = network(x, s.log().expand(2, 1, 1) / 4, obs[:, j : j + 1])[i, 0]
+            return 0.25 / (s**2 + 0.25) * noisy + s * 0.5 / (s**2 + 0.25).sqrt() * output
+
+        noisy = action[i, j].detach() + s * eps[i, j]
+        inside = (f(noisy).abs() < box).double()
+        clamped += int(3 - inside.sum())
+        jacobian = inside.unsqueeze(1) * torch.func.jacrev(f)(noisy)
+        residual = (f(noisy).clamp(-box, box) - action[i, j].detach()) / c_out[i, j].double() ** 2
+        by_hand[i, j] = 2 / 3 * residual @ (jacobian - torch.eye(3).double()) / 6  # the mean over 6 rows
+        without_jacobian[i, j] = 2 / 3 * -residual / 6
+    assert 0 < clamped < 30  # of 36: both kinds occur
+    assert torch.allclose(gradient, by_hand, rtol=1e-5, atol=1e-7)
+    assert not torch.allclose(gradient, without_jacobian, rtol=0.1)
+    passed = torch.func.functional_call(denoiser, dict(denoiser.named_parameters()), (action, u, obs))
+    assert torch.equal(passed, network(action, u, obs))
+    assert all(p.requires_grad for p in denoiser.parameters())
+
+
+def test_trust_region_alone_seeks_modes_of_a_mixture():
+    """Theorem 1 with the optimal denoiser of four Gaussians: starts all over the box end on a mode."""
+    args, std = make_args(), 0.05
+    modes = torch.tensor([[-0.6, -0.5], [-0.5, 0.6], [0.6, 0.5], [0.5, -0.6]])
+    log_weight = torch.tensor([0.4, 0.3, 0.2, 0.1]).log()
+
+    def optimal(x, c_noise, obs):  # F that makes D(a_σ, σ) = E[a | a_σ]
+        sigma = (4 * c_noise).exp()
+        c_skip, c_out, c_in = (
+            0.25 / (sigma**2 + 0.25),
+            sigma * 0.5 / (sigma**2 + 0.25).sqrt(),
+            (sigma**2 + 0.25).rsqrt(),
+        )
+        noisy, v = x / c_in, std**2 + sigma**2
+        distance = (noisy.unsqueeze(2) - modes).square().sum(dim=-1)  # [1, batch, mode]
+        share = (log_weight - distance / (2 * v)).softmax(dim=-1)
+        return ((std**2 * noisy + sigma**2 * (share @ modes)) / v - c_skip * noisy) / c_out
+
+    g = torch.Generator().manual_seed(0)
+    starts, draws, box = 256, 16, torch.ones(2)
+    action = (2 * torch.rand(1, starts, 2, generator=g) - 1).requires_grad_()
+    optimizer, steps = dtql.adam([action], 0.02), 500
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"].fill_(0.02 * (1 - step / steps))
+        u, eps = torch.rand(1, starts * draws, 1, generator=g), torch.randn(1, starts * draws, 2, generator=g)
+        loss = dtql.denoising_loss(optimal, action.repeat(1, draws, 1), None, u, eps, box, args)
+        dtql.minimize(loss, optimizer)
+    distance, nearest = (action[0].detach().unsqueeze(1) - modes).norm(dim=-1).min(dim=1)
+    assert (distance < 3 * std).float().mean() >= 0.99
+    assert nearest.bincount(minlength=4).min() >= 10  # every mode, also the lightest, keeps its basin
+
+
+# ------------------------------------------------------------------------------------------------- critics
+def test_value_loss_is_expectile_regression_to_the_lower_critic():
+    values, weights = [-1.0, 0.0, 2.0, 5.0], [3, 4, 2, 1]  # in tenths
+    sample = torch.tensor(values, dtype=torch.float64).repeat_interleave(torch.tensor(weights))
+    q = torch.stack([sample, sample + 1], dim=0).unsqueeze(0)
+    q[0, :, ::2] = q[0, :, ::2].flip(0)  # now the lower of the two is the first or the second
+
+    def solve(expectile):
+        loss = lambda v: dtql.value_loss(q, torch.full((1, 10), v, dtype=torch.float64), expectile).item()
+        return optimize.minimize_scalar(loss, bounds=(-3, 8), method="bounded", options={"xatol": 1e-9}).x
+
+    assert solve(0.5) == pytest.approx(0.6, abs=1e-5)  # the mean
+    for expectile in (0.1, 0.7, 0.9, 0.99):
+        balance = lambda v: np.mean(np.where(sample < v, 1 - expectile, expectile) * (sample.numpy() - v))
+        assert solve(expectile) == pytest.approx(optimize.brentq(balance, -3, 8), abs=1e-5)
+        assert solve(expectile) == pytest.approx(stats.expectile(sample.numpy(), expectile), abs=1e-5)
+    assert solve(1 - 1e-6) == pytest.approx(5, abs=1e-3)  # the maximum
+    q.requires_grad_()
+    v = torch.zeros(1, 10, dtype=torch.float64, requires_grad=True)
+    gradients = torch.autograd.grad(dtql.value_loss(q, v, 0.7).sum(), [q, v], allow_unused=True)
+    assert gradients[0] is None and gradients[1] is not None
+
+
+def test_q_loss_masks_terminal_states_and_sums_both_critics():
+    q = torch.tensor([[[1.0, 2.0], [0.0, 5.0]]])
+    loss = dtql.q_loss(
+        q, torch.tensor([[1.0, 1.0]]), torch.tensor([[0.0, 1.0]]), torch.tensor([[10.0, 99.0]]), 0.9
+    )
+    # targets 1 + 0.9 · 10 and 1
+    assert loss.tolist() == pytest.approx([(9**2 + 1**2) / 2 + (10**2 + 4**2) / 2])
+
+
+def test_iql_on_a_tabular_mdp_approaches_the_optimal_q():
+    """With a table in place of each network: τ = 1/2 evaluates the uniform policy, τ → 1 finds Q*."""
+    n_states, n_actions, discount = 5, 3, 0.9
+    rng = np.random.default_rng(3)
+    succ = rng.integers(0, n_states, (n_states, n_actions))
+    reward = rng.uniform(0, 1, (n_states, n_actions))
+    terminal = np.zeros((n_states, n_actions))
+    terminal[[1, 3, 4], [0, 2, 1]] = 1  # what follows has a value that must not count
+    optimal = uniform = np.zeros((n_states, n_actions))
+    for _ in range(500):
+        optimal = reward + discount * (1 - terminal) * optimal.max(axis=1)[succ]
+        uniform = reward + discount * (1 - terminal) * uniform.mean(axis=1)[succ]
+
+    expectiles = torch.tensor([0.5, 0.9, 0.99, 0.9999], dtype=torch.float64).unsqueeze(1)  # one per seed
+    n = len(expectiles)
+    q = torch.zeros(n, 2, n_states * n_actions, dtype=torch.float64, requires_grad=True)
+    v = torch.zeros(n, n_states, dtype=torch.float64, requires_grad=True)
+    rows = [torch.tensor(x).flatten().expand(n, -1) for x in (reward, terminal)]
+    state = torch.arange(n_states).repeat_interleave(n_actions)
+    optimizer = torch.optim.SGD([q, v], lr=2)  # from below, without momentum: V never overshoots
+    for _ in range(3000):
+        next_v = v.detach()[:, torch.tensor(succ).flatten()]
+        loss_v = dtql.value_loss(q, v[:, state], expectiles)
+        dtql.minimize(loss_v + dtql.q_loss(q, *rows, next_v, discount), optimizer)
+    learned = q.detach().view(n, 2, n_states, n_actions).numpy()
+    error = np.abs(learned - optimal).max(axis=(1, 2, 3))
+    assert np.allclose(learned[0], uniform, atol=1e-3)
+    assert error[0] > error[1] > error[2] > error[3]
+    assert error[3] < 0.02 < 0.3 < error[0]
+
+
+# ------------------------------------------------------------------------------------------------ networks
+def plain_mlp(in_dim: int, out_dim: int, activation, norm: bool = False) -> nn.Sequential:
+    """§2's three times (Linear 256, [LayerNorm,] activation), then a Linear, of one seed."""
+    layers = []
+    for dim in (in_dim, 256, 256):
+        layers += [nn.Linear(dim, 256), *([nn.LayerNorm(256)] if norm else []), activation()]
+    return nn.Sequential(*layers, nn.Linear(256, out_dim))
+
+
+class PlainDenoiser(nn.Module):
+    def __init__(self, obs_dim: int, action_dim: int):
+        super().__init__()
+        self.t1, self.t2 = nn.Linear(16, 32), nn.Linear(32, 16)
+        self.first = nn.Linear(action_dim + obs_dim + 16, 256)
+        self.hidden = nn.ModuleList(nn.Linear(256, 256) for _ in range(3))
+        self.last = nn.Linear(256, action_dim)
+
+    def forward(self, x, c_noise, obs):
+        angle = c_noise * torch.tensor([math.exp(-k * math.log(10_000) / 7) for k in range(8)])
+        t = self.t2(F.mish(self.t1(torch.cat([torch.sin(angle), torch.cos(angle)], dim=-1))))
+        h = self.first(torch.cat([x, obs, t], dim=-1))
+        for layer in self.hidden:
+            h = F.mish(layer(h))
+        return self.last(h)
+
+
+def layers(network: nn.Module, *kinds) -> list[nn.Module]:
+    return [module for module in network.modules() if isinstance(module, kinds)]
+
+
+@torch.no_grad()
+def plain_copy(plain: nn.Module, network: nn.Module, i: int) -> nn.Module:
+    """plain with the weights of network's i-th member."""
+    plain.to(next(network.parameters()).dtype)
+    pairs = zip(
+        layers(plain, nn.Linear, nn.LayerNorm), layers(network, dtql.Linear, dtql.LayerNorm), strict=True
+    )
+    for a, b in pairs:
+        assert isinstance(a, nn.Linear) == isinstance(b, dtql.Linear)
+        weight, bias = (b.weight[i].T if isinstance(b, dtql.Linear) else b.weight[i, 0]), b.bias[i, 0]
+        assert (a.weight.shape, a.bias.shape) == (weight.shape, bias.shape)
+        a.weight.copy_(weight)
+        a.bias.copy_(bias)
+    return plain
+
+
+def test_mish_is_torchs_in_value_and_slope():
+    extremes = torch.tensor([1e37, 1e30, 1e4, 300, 104, 89, 1e-30, 0])
+    x = torch.cat([torch.linspace(-50, 50, 100_001), extremes, -extremes]).requires_grad_()
+    y = dtql.Mish()(x)
+    (slope,) = torch.autograd.grad(y.sum(), x)
+    exact_x = x.detach().double().requires_grad_()
+    exact = F.mish(exact_x)
+    (exact_slope,) = torch.autograd.grad(exact.sum(), exact_x)
+    assert y.dtype == torch.float32
+    assert torch.allclose(y.double(), exact, rtol=1e-6, atol=1e-15)  # no NaN, and the left tail is right
+    assert torch.allclose(slope.double(), exact_slope, rtol=1e-5, atol=1e-6)
+
+
+def test_networks_are_those_of_the_paper_seed_by_seed():
+    g = torch.Generator().manual_seed(0)
+    agent = make_agent(num_seeds=2)
+    with torch.no_grad():
+        for norm in layers(agent.q, dtql.LayerNorm):  # as built: ones and zeros
+            norm.weight.uniform_(0.5, 1.5, generator=g)
+            norm.bias.uniform_(-0.5, 0.5, generator=g)
+    obs, action = torch.randn(2, 7, OBS_DIM, generator=g), torch.randn(2, 7, 2, generator=g)
+    c_noise = torch.linspace(math.log(0.002) / 4, math.log(80) / 4, 14).view(2, 7, 1)
+    denoised, q, v = agent.denoiser(action, c_noise, obs), agent.q(obs, action), agent.v(obs)
+    mean, std = agent.policy(obs)
+    assert (q.shape, v.shape, mean.shape, std.shape) == ((2, 2, 7), (2, 7), (2, 7, 2), (2, 7, 2))
+    close = lambda a, b: torch.allclose(a, b, rtol=1e-4, atol=1e-5)
+    for i in range(2):
+        plain = plain_copy(PlainDenoiser(OBS_DIM, 2), agent.denoiser, i)
+        assert close(denoised[i], plain(action[i], c_noise[i], obs[i]))
+        for j in range(2):
+            plain = plain_copy(plain_mlp(OBS_DIM + 2, 1, nn.Mish, norm=True), agent.q, 2 * i + j)
+            assert close(q[i, j], plain(torch.cat([obs[i], action[i]], dim=-1))[:, 0])
+        plain = plain_copy(plain_mlp(OBS_DIM, 1, nn.Mish), agent.v, i)
+        assert close(v[i], plain(obs[i])[:, 0])
+        plain = plain_copy(plain_mlp(OBS_DIM, 4, nn.ReLU), agent.policy, i)
+        assert close(torch.cat([mean[i], std[i].log()], dim=-1), plain(obs[i]))
+    assert not close(q[:, 0], q[:, 1])
+
+
+def test_initial_weights():
+    agent = make_agent(num_seeds=2)
+    for network in (agent.q, agent.v, agent.denoiser):
+        for layer in layers(network, dtql.Linear):  # as nn.Linear's, weights and biases U(-1/√in, 1/√in)
+            scaled = layer.weight.flatten(1) * layer.weight.shape[1] ** 0.5
+            assert (
+                scaled.abs().max() <= 1 + 1e-6 and (layer.bias.abs() <= layer.weight.shape[1] ** -0.5).all()
+            )
+            assert ((scaled.std(dim=1) * 3**0.5 - 1).abs() < 4 / scaled.shape[1] ** 0.5).all()
+            assert (scaled.mean(dim=1).abs() < 3 / scaled.shape[1] ** 0.5).all()
+            assert layer.bias.shape[-1] == 1 or layer.bias.std() > 0
+    for layer in layers(agent.policy, dtql.Linear):
+        for weight in layer.weight.mT:  # [out, in]
+            small = weight @ weight.T if len(weight) <= weight.shape[1] else weight.T @ weight
+            assert torch.allclose(small, torch.eye(len(small)), atol=1e-5)
+        assert not layer.bias.any()
+    for target, q in zip(agent.target_q.parameters(), agent.q.parameters(), strict=True):
+        assert torch.equal(target, q) and target is not q and not target.requires_grad
+
+
+def test_policy_is_a_clamped_tanh_gaussian():
+    agent = make_agent()
+    obs, noise = torch.randn(1, 3, OBS_DIM), torch.randn(1, 3, 50, 2)
+    mean, std = agent.policy(obs)
+    action = agent.policy.sample(obs, noise)
+    by_hand = torch.tensor(MAX_ACTION) * torch.tanh(mean[:, :, None] + std[:, :, None] * noise)
+    assert torch.allclose(action, by_hand) and action.shape == noise.shape
+    assert (agent.policy.sample(obs, 1e6 * noise).abs().amax(dim=(0, 1, 2)) == torch.tensor(MAX_ACTION)).all()
+    last = layers(agent.policy, dtql.Linear)[-1]
+    with torch.no_grad():
+        last.bias[0, 0] += torch.tensor([0, 0, 100, -100])  # the outputs: two means, two log stds
+    mean_now, std = agent.policy(obs)
+    assert torch.allclose(std[0, 0], torch.tensor([2.0, -5.0]).exp()) and torch.allclose(mean_now, mean)
+
+
+def test_entropy_term_is_the_normal_density_of_the_unsquashed_dataset_action():
+    g = torch.Generator().manual_seed(0)
+    box = torch.tensor(MAX_ACTION, dtype=torch.float64)
+    mean, action = torch.randn(2, 3, 9, 2, generator=g, dtype=torch.float64)
+    std = (0.1 + torch.rand(3, 9, 2, generator=g)).double()
+    action = box * action.tanh()
+    action[0, 0], action[0, 1] = box, -box  # on the bounds: finite
+    expected = -torch.distributions.Normal(mean, std).log_prob(torch.atanh(action / (box + 1e-3)))
+    loss = dtql.nll_loss(mean, std, action, box)
+    assert torch.isfinite(loss).all() and torch.allclose(loss, expected.sum(dim=2).mean(dim=1))
+
+
+# -------------------------------------------------------------------------------------------------- update
+class Transcription:
+    """§3-4 of one seed, literally, with plain networks, optimisers and schedulers."""
+
+    def __init__(self, agent, i: int):
+        self.args, self.box = agent.args, agent.max_action
+        self.q1 = plain_copy(plain_mlp(OBS_DIM + 2, 1, nn.Mish, norm=True), agent.q, 2 * i)
+        self.q2 = plain_copy(plain_mlp(OBS_DIM + 2, 1, nn.Mish, norm=True), agent.q, 2 * i + 1)
+        self.v = plain_copy(plain_mlp(OBS_DIM, 1, nn.Mish), agent.v, i)
+        self.denoiser = plain_copy(PlainDenoiser(OBS_DIM, 2), agent.denoiser, i)
+        self.policy = plain_copy(plain_mlp(OBS_DIM, 4, nn.ReLU), agent.policy, i)
+        self.targets = copy.deepcopy(self.q1), copy.deepcopy(self.q2)
+        critics = [*self.q1.parameters(), *self.q2.parameters(), *self.v.parameters()]
+        adam = lambda params, rate: torch.optim.Adam(params, lr=rate, foreach=False, fused=False)
+        self.optimizers = [adam(critics, 3e-4)]
+        self.optimizers += [
+            adam(n.parameters(), self.args.learning_rate) for n in (self.denoiser, self.policy)
+        ]
+        cosine = torch.optim.lr_scheduler.CosineAnnealingLR
+        self.schedulers = [cosine(o, self.args.train_steps) for o in self.optimizers if self.args.lr_decay]
+
+    def descend(self, loss, optimizer):
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    def denoising(self, action, obs, u, eps):
+        sigma = torch.tensor(log_logistic(self.args)[1](u.double().numpy())).float().double()
+        data = self.args.sigma_data
+        v = sigma**2 + data**2
+        noisy = action + sigma * eps
+        output = self.denoiser(noisy / v.sqrt(), torch.log(sigma) / 4, obs)
+        denoised = torch.clamp(data**2 / v * noisy + sigma * data / v.sqrt() * output, -self.box, self.box)
+        c_out = sigma * data / v.sqrt()
+        return (((denoised - action) / c_out) ** 2).mean(dim=1).mean()
+
+    def lower_q(self, obs, action):
+        x = torch.cat([obs, action], dim=1)
+        return torch.minimum(self.q1(x), self.q2(x))[:, 0]
+
+    def pretrain_step(self, batch, u, eps):
+        args, (obs, action, reward, next_obs, terminal) = self.args, batch
+        reward, terminal = reward[:, 0], terminal[:, 0]
+        v = self.v(obs)[:, 0]
+        advantage = self.lower_q(obs, action).detach() - v
+        loss_v = ((args.expectile - (advantage < 0).double()).abs() * advantage**2).mean()
+        target = (reward + args.discount * (1 - terminal) * self.v(next_obs)[:, 0]).detach()
+        x = torch.cat([obs, action], dim=1)
+        loss_q = sum(((target - q(x)[:, 0]) ** 2).mean() for q in (self.q1, self.q2))
+        self.descend(loss_v + loss_q, self.optimizers[0])
+        bc_loss = self.denoising(action, obs, u[0], eps[0])
+        self.descend(bc_loss, self.optimizers[1])
+        return {"value_loss": loss_v, "q_loss": loss_q, "v": v.mean(), "bc_loss": bc_loss}
+
+    def train_step(self, batch, u, eps):
+        losses = self.pretrain_step(batch, u, eps)
+        args, (obs, action, *_) = self.args, batch
+        mean, log_std = self.policy(obs).chunk(2, dim=1)
+        law = torch.distributions.Normal(mean, log_std.clamp(-5, 2).exp())
+        policy_action = self.box * torch.tanh(law.mean + law.stddev * eps[1])
+        trust_region_loss = self.denoising(policy_action, obs, u[1], eps[2])
+        policy_q = self.lower_q(obs, policy_action).mean()
+        nll = -law.log_prob(torch.atanh(action / (self.box + 1e-3))).sum(dim=1).mean()
+        self.descend(args.alpha * trust_region_loss - policy_q + args.entropy_coef * nll, self.optimizers[2])
+        for target, q in zip(self.targets, (self.q1, self.q2)):
+            for old, new in zip(target.parameters(), q.parameters()):
+                old.data = args.tau * new.data + (1 - args.tau) * old.data
+        for scheduler in self.schedulers:
+            scheduler.step()
+        return losses | {"trust_region_loss": trust_region_loss, "policy_q": policy_q, "nll_loss": nll}
+
+    def networks(self, agent, i: int):
+        """Pairs of its networks and agent's of seed i, the latter as plain ones."""
+        rebuild = lambda mine, network, j: plain_copy(copy.deepcopy(mine), network, j)
+        for name in ("v", "denoiser", "policy"):
+            yield name, getattr(self, name), rebuild(getattr(self, name), getattr(agent, name), i)
+        for j, (q, target) in enumerate(zip((self.q1, self.q2), self.targets)):
+            yield f"q{j + 1}", q, rebuild(q, agent.q, 2 * i + j)
+            yield f"target q{j + 1}", target, rebuild(target, agent.target_q, 2 * i + j)
+
+
+@pytest.mark.parametrize("lr_decay", [True, False])
+def test_updates_equal_a_literal_transcription(lr_decay):
+    """Two pretraining and three training steps, of two seeds together and of each alone; double precision."""
+    agent = make_agent(num_seeds=2, lr_decay=lr_decay, tau=0.1).double()
+    plain = [Transcription(agent, i) for i in range(2)]
+    transitions, streams = make_transitions(), training_generators(1, 2)
+    rates = lambda: [float(o.param_groups[0]["lr"]) for o in agent.optimizers.values()]
+    initial = copy.deepcopy(agent)
+    for step in range(5):
+        phase = "pretrain" if step < 2 else "train"
+        batch, u, eps = doubled(*dtql.draw(transitions, DIMS, streams, agent.args))
+        assert list(agent.optimizers) == ["critic", "denoiser", "policy"]
+        assert rates() == pytest.approx([o.param_groups[0]["lr"] for o in plain[0].optimizers], abs=1e-10)
+        losses = dtql.PHASES[phase](agent, batch, u, eps)
+        for i in range(2):
+            expected = getattr(plain[i], f"{phase}_step")([x[i] for x in batch], u[:, i], eps[:, i])
+            assert losses.keys() == expected.keys()
+            for name in losses:
+                assert losses[name][i].item() == pytest.approx(expected[name].item(), rel=1e-5), (step, name)
+                assert not losses[name].requires_grad
+        if phase == "pretrain":  # moves critics and denoiser alone
+            for name in ("policy", "target_q"):
+                pairs = zip(getattr(agent, name).parameters(), getattr(initial, name).parameters())
+                assert all(torch.equal(a, b) for a, b in pairs)
+            assert rates() == pytest.approx([3e-4, 1e-3, 1e-3])  # the critic's is not --learning-rate
+    assert rates() == pytest.approx([0, 0, 0] if lr_decay else [3e-4, 1e-3, 1e-3], abs=1e-10)
+    for i in range(2):
+        for name, expected, mine in plain[i].networks(agent, i):
+            for a, b in zip(expected.parameters(), mine.parameters(), strict=True):
+                error = (a - b).abs()  # Adam magnifies rounding where a gradient is nearly 0
+                assert error.mean() < 5e-8 and error.max() < 1e-5, name
+
+
+# --------------------------------------------------------------------------------------------------- seeds
+def members(network: nn.Module, n: int) -> dict[str, torch.Tensor]:
+    """Weights as [seed, ...]: the two Q of a seed stand beside each other."""
+    return {name: p.detach().unflatten(0, (n, -1)) for name, p in network.named_parameters()}
+
+
+def run_updates(agent, seeds, steps: int = 4, order=None) -> dict[str, torch.Tensor]:
+    """A few steps in double precision, on each seed's own draws; the losses of the last one."""
+    agent.double()
+    streams = training_generators(*seeds)
+    for step in range(steps):
+        batch, u, eps = doubled(*dtql.draw(make_transitions(), DIMS, streams, agent.args))
+        if order is not None:
+            batch, u, eps = [x[order] for x in batch], u[:, order], eps[:, order]
+        losses = dtql.PHASES["pretrain" if step == 0 else "train"](agent, batch, u, eps)
+    return losses
+
+
+def test_seeds_train_together_as_they_do_alone():
+    together = make_agent(seed=4, num_seeds=3)
+    alone = [make_agent(seed=seed) for seed in (4, 5, 6)]
+    weights = members(together, 3)
+    for i, agent in enumerate(alone):
+        for name, weight in members(agent, 1).items():
+            assert torch.equal(weights[name][i], weight[0]), name  # bit for bit
+    random_ones = [w for name, w in weights.items() if w.unique().numel() > 2]
+    assert len(random_ones) > 30
+    for w in random_ones:  # no two seeds, and no Q1 and Q2, share a stream
+        assert len({tuple(x.flatten().tolist()) for x in w.flatten(0, 1)}) == w.shape[0] * w.shape[1]
+
+    transitions, streams = make_transitions(), training_generators(4, 5, 6)
+    single = [training_generators(seed) for seed in (4, 5, 6)]
+    history = []
+    for _ in range(2):
+        batch, u, eps = dtql.draw(transitions, DIMS, streams, together.args)
+        assert [x.shape for x in batch] == [(3, 16, dim) for dim in DIMS]
+        assert (u.shape, eps.shape) == ((2, 3, 16, 1), (3, 3, 16, 2))
+        for i, stream in enumerate(single):
+            batch_1, u_1, eps_1 = dtql.draw(transitions, DIMS, stream, together.args)
+            assert all(torch.equal(x[i], y[0]) for x, y in zip(batch, batch_1))  # bit for bit
+            assert torch.equal(u[:, i], u_1[:, 0]) and torch.equal(eps[:, i], eps_1[:, 0])
+        history += [*batch[0], *u.flatten(0, 1), *eps.flatten(0, 1)]
+    assert len({tuple(x.flatten().tolist()) for x in history}) == len(history)  # nothing comes twice
+    rows = {tuple(row.tolist()) for row in transitions}
+    assert all(
+        tuple(row.tolist()) in rows for row in torch.cat(batch, dim=-1).flatten(0, 1)
+    )  # rows stay whole
+
+    losses = run_updates(together, (4, 5, 6))
+    weights = members(together, 3)
+    for i, agent in enumerate(alone):
+        for name, loss in run_updates(agent, (4 + i,)).items():
+            assert loss[0].item() == pytest.approx(losses[name][i].item(), rel=1e-7)
+            assert len(losses[name].unique()) == 3
+        for name, weight in members(agent, 1).items():
+            assert torch.allclose(weights[name][i], weight[0], rtol=0, atol=1e-8), name
+
+
+def test_permuted_seeds_give_permuted_results():
+    order = torch.tensor([2, 0, 1])
+    agent, permuted = make_agent(num_seeds=3), make_agent(num_seeds=3)
+    with torch.no_grad():
+        for param in permuted.parameters():
+            param.copy_(param.unflatten(0, (3, -1))[order].flatten(0, 1))
+    losses, losses_permuted = run_updates(agent, (1, 2, 3)), run_updates(permuted, (1, 2, 3), order=order)
+    for name, loss in losses.items():
+        assert torch.allclose(loss[order], losses_permuted[name], rtol=1e-7)
+    weights = members(permuted, 3)
+    for name, weight in members(agent, 3).items():
+        assert torch.allclose(weight[order], weights[name], rtol=0, atol=1e-8), name
+
+
+# ---------------------------------------------------------------------------------------------- evaluation
+class Stub(nn.Module):
+    """Stands in for one of an agent's networks."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.forward = self.sample = function
+
+
+def make_episodes(n: int, first: int = 0) -> list:
+    return [
+        dtql.Episode(
+            i, None, np.full(OBS_DIM, i / 10), torch.Generator().manual_seed(dtql.derive_seed(1, 2, i))
+        )
+        for i in range(first, first + n)
+    ]
+
+
+def test_act_with_one_candidate_is_the_plain_policy():
+    agent = make_agent(num_seeds=2)
+    agent.q = agent.target_q = Stub(lambda obs, action: pytest.fail("needs no critic"))
+    running = [make_episodes(3), make_episodes(2, first=5)]
+    action = dtql.act(agent, running, 1)
+    assert action.shape == (2, 3, 2)
+    for i, row in enumerate([make_episodes(3), make_episodes(2, first=5)]):
+        for j, episode in enumerate(row):
+            noise = torch.randn(1, 2, generator=episode.generator)[0]
+            mean, std = agent.policy(torch.tensor(episode.obs, dtype=torch.float32).expand(2, 1, -1))
+            by_hand = torch.tensor(MAX_ACTION) * torch.tanh(mean[i, 0] + std[i, 0] * noise)
+            assert torch.allclose(torch.tensor(action[i, j]), by_hand, atol=1e-6)
+    again = dtql.act(agent, [make_episodes(3), make_episodes(2, first=5)], 1)
+    later = dtql.act(agent, running, 1)
+    assert np.array_equal(action[0], again[0]) and not np.isclose(action[0], later[0]).any()
+
+
+def test_act_samples_from_the_softmax_of_the_lower_target_critic():
+    agent, n = make_agent(num_seeds=2), 4000
+    table = torch.tensor([[0.0, 1.0, 2.0, -1.0, 1.5], [2.0, 0.5, 9.0, -0.5, 1.0]])  # Q1 and Q2 per candidate
+    candidates = torch.arange(5.0).view(1, 1, 5, 1).expand(2, n, 5, 2)
+    agent.policy = Stub(lambda obs, noise: candidates)
+    # the second seed's Q has the opposite sign
+    sign = torch.tensor([1.0, -1.0]).view(2, 1, 1)
+    agent.target_q = Stub(lambda obs, action: sign * table[:, action[0, :, 0].long()])
+    agent.q = Stub(lambda obs, action: pytest.fail("the target critic, not the current one"))
+    action = dtql.act(agent, [make_episodes(n), make_episodes(n, first=n)], 5)
+    for i, q in enumerate([table.amin(dim=0), (-table).amin(dim=0)]):
+        counts = np.bincount(action[i, :, 0].astype(int), minlength=5)
+        assert stats.chisquare(counts, n * q.double().softmax(dim=0).numpy()).pvalue > 0.01
+
+
+def test_act_gives_each_episode_its_own_candidates_and_q():
+    """Rows of other lengths and other episodes change nothing, and Q meets the right state."""
+    agent = make_agent(num_seeds=2)
+    sharp = copy.deepcopy(agent.target_q)  # Q times 1000: nearly always the best candidate
+    agent.target_q = Stub(lambda obs, action: 1000 * sharp(obs, action))
+    whole = dtql.act(agent, [make_episodes(4), make_episodes(1, first=9)], 64)
+    assert len(np.unique(whole.round(6), axis=1)[0]) == 4
+    for j in range(4):
+        alone = dtql.act(agent, [make_episodes(1, first=j), []], 64)
+        assert np.allclose(alone[0, 0], whole[0, j], atol=1e-6)
+    alone = dtql.act(agent, [[], make_episodes(1, first=9)], 64)
+    assert np.allclose(alone[1, 0], whole[1, 0], atol=1e-6)
+    episode = make_episodes(1, first=3)[0]
+    obs = torch.tensor(episode.obs, dtype=torch.float32).expand(2, 64, -1)
+    noise = torch.randn(64, 2, generator=episode.generator).expand(2, 1, 64, 2)
+    options = agent.policy.sample(obs[:, :1], noise)[:, 0]
+    best = options[0, sharp(obs, options).amin(dim=1)[0].argmax()]
+    assert np.allclose(whole[0, 3], best.detach().numpy(), atol=1e-6)
+
+
+class FakeEnv:
+    """Episodes of 1 to 30 steps, by their seed; the longer, the higher the reward of a step."""
+
+    def __init__(self, log: list):
+        self.log, self.closed = log, False
+
+    def observe(self):
+        return self.rng.normal(size=OBS_DIM) + self.memory, {}
+
+    def reset(self, seed: int):
+        self.log.append(seed)
+        self.rng, self.memory = np.random.default_rng(seed), 0.0
+        self.length = self.left = int(self.rng.integers(1, 31))
+        return self.observe()
+
+    def step(self, action):
+        assert self.left > 0 and action.shape == (2,)
+        self.left -= 1
+        self.memory = 0.5 * self.memory + float(action.sum())
+        done = self.left == 0
+        ended = (done, False) if self.length % 2 else (False, done)  # terminated, truncated
+        return self.observe()[0], self.length + self.memory, *ended, {}
+
+    def close(self):
+        self.closed = True
+
+
+def run_evaluation(agent, num_envs: int, episodes: int = 23):
+    log, envs = [], []
+
+    def make_env(seed):
+        envs.append(FakeEnv(log))
+        return envs[-1]
+
+    result = dtql.evaluate(agent, make_env, episodes, num_envs=num_envs)
+    assert len(envs) == num_envs * agent.args.num_seeds and all(env.closed for env in envs)
+    expected = [dtql.derive_seed(seed, 2, i) for seed in dtql.seeds_of(agent.args) for i in range(episodes)]
+    assert sorted(log) == sorted(expected) and len(set(log)) == len(log)  # each once, and none twice
+    return result
+
+
+def test_evaluation_counts_each_episode_once_in_any_number_of_environments():
+    """With a policy that is exact in any batch: the same returns, those of playing one episode at a time."""
+    agent = make_agent(seed=3, num_seeds=2, eval_candidates=1)
+    squash = lambda obs, noise: (0.25 * obs[:, :, None, :2] + 0.5 * noise).clamp(-1, 1)
+    agent.policy = Stub(squash)
+    results = {n: run_evaluation(agent, n) for n in (1, 4, 10)}
+    returns, lengths = np.zeros((2, 23)), np.zeros((2, 23))
+    for i, j in itertools.product(range(2), range(23)):
+        seed = dtql.derive_seed(3 + i, 2, j)
+        g, env, done = torch.Generator().manual_seed(seed), FakeEnv([]), False
+        obs, _ = env.reset(seed)
+        while not done:
+            noise, _ = torch.randn(1, 2, generator=g), torch.rand(1, generator=g)  # act draws both
+            action = squash(torch.tensor(obs, dtype=torch.float32).view(1, 1, -1), noise.view(1, 1, 1, 2))
+            obs, reward, terminated, truncated, _ = env.step(action.numpy()[0, 0, 0])
+            returns[i, j] += reward
+            lengths[i, j] += 1
+            done = terminated or truncated
+    assert len(np.unique(lengths)) > 10
+    for mine, my_lengths in results.values():
+        assert np.array_equal(my_lengths, lengths)
+        assert np.allclose(mine, returns, rtol=1e-12)
+    assert dtql.evaluate(agent, lambda seed: FakeEnv([]), 5, stop=iter([False, False, True]).__next__) is None
+
+
+def test_evaluation_with_ranked_candidates_does_not_depend_on_the_environments():
+    agent = make_agent(num_seeds=2, eval_candidates=64)
+    (returns, lengths), *others = (run_evaluation(agent, n) for n in (1, 4, 10))
+    for r, n in others:
+        assert np.array_equal(n, lengths) and np.allclose(r, returns, rtol=1e-5)
+
+
+def test_evaluation_leaves_all_random_streams_and_weights_alone():
+    agent, streams = make_agent(num_seeds=2, eval_candidates=8), training_generators(1, 2)
+    run_updates(agent, (1, 2), steps=2)
+    agent.float()
+    before = copy.deepcopy(agent.state_dict())
+    states = [torch.get_rng_state(), *(g.get_state() for g in streams)]
+    others = random.getstate(), str(np.random.get_state())
+    run_evaluation(agent, 4)
+    assert all(map(torch.equal, states, [torch.get_rng_state(), *(g.get_state() for g in streams)]))
+    assert others == (random.getstate(), str(np.random.get_state()))
+    assert all(torch.equal(x, before[name]) for name, x in agent.state_dict().items())

@@ -1,0 +1,180 @@
+"""Whole runs of the scripts as a user starts them: files, resuming, seeds, evaluation of saved models."""
+
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from helpers import ROOT, SCRIPTS, load_script, run_script, script_env
+
+SHORT = (
+    "--no-compile --num-seeds 2 --batch-size 32 --pretrain-steps 60 --train-steps 120 --eval-every 50 "
+    "--eval-episodes 2 --eval-candidates 8 --checkpoint-every 13"
+).split()
+
+
+def metrics(run_dir) -> list[dict]:
+    """metrics.jsonl without the times in it."""
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k != "steps_per_second"} for line in lines]
+
+
+def load(path) -> dict:
+    return torch.load(path, weights_only=True)
+
+
+def assert_equal_runs(a, b) -> None:
+    """The same final weights, bit for bit, and the same metrics."""
+    weights_a, weights_b = load(a / "model.pt")["agent"], load(b / "model.pt")["agent"]
+    assert weights_a.keys() == weights_b.keys()
+    assert all(torch.equal(weights_a[name], weights_b[name]) for name in weights_a)
+    assert metrics(a) == metrics(b)
+
+
+@pytest.fixture(scope="module", params=SCRIPTS)
+def finished(request, tmp_path_factory):
+    """(script, the directory of an uninterrupted run, its output)."""
+    home = tmp_path_factory.mktemp("finished")
+    done = run_script(request.param, *SHORT, "--run-dir", "run", cwd=home)
+    assert done.returncode == 0, done.stderr
+    return request.param, home / "run", done.stdout
+
+
+def start(script, run_dir, home, *flags):
+    command = [sys.executable, ROOT / script, *SHORT, "--run-dir", run_dir, *flags]
+    return subprocess.Popen(
+        list(map(str, command)), cwd=home, env=script_env(home), text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def wait_for_new_checkpoint(process, path) -> None:
+    """Returns once path has been written anew, or the process has ended."""
+    before = path.stat().st_mtime_ns if path.exists() else None
+    while process.poll() is None and (not path.exists() or path.stat().st_mtime_ns == before):
+        time.sleep(0.01)
+
+
+def test_a_run_writes_what_it_promises(finished):
+    script, run_dir, output = finished
+    module = load_script(script)
+    config = json.loads((run_dir / "config.json").read_text())
+    assert set(module.Args.__dataclass_fields__) <= config.keys()
+    assert None not in [config[name] for name in module.TASK_FIELDS]  # resolved, not left to the reader
+    result = json.loads((run_dir / "result.json").read_text())
+    lines = metrics(run_dir)
+    evaluations = [line for line in lines if "eval/returns" in line]
+    assert [(line["step"], line["seed"]) for line in evaluations] == [
+        (step, seed) for step in (110, 160, 180) for seed in (1, 2)
+    ]
+    for line in evaluations:
+        assert len(line["eval/returns"]) == len(line["eval/lengths"]) == 2
+        score = 100 * (line["eval/return"] + 20.272305) / (3234.3 + 20.272305)  # D4RL's references for hopper
+        assert line["eval/normalized_score"] == pytest.approx(score)
+    for seed in (1, 2):
+        scores = [line["eval/normalized_score"] for line in evaluations if line["seed"] == seed]
+        assert result["seeds"][str(seed)] == pytest.approx({"last": scores[-1], "best": max(scores)})
+    assert f"(last, 2 seeds × 2 episodes)\nwrote {run_dir.name}\n" in output
+    losses = [line for line in lines if "bc_loss" in line and line["seed"] == 1]
+    assert [line["step"] for line in losses] == [60, 180]  # ends of the phases
+    assert losses[1]["bc_loss"] < 0.9 * losses[0]["bc_loss"]
+    assert not list(run_dir.glob("*.part"))
+
+
+def test_kill_9_three_times_and_resume_gives_the_uninterrupted_run(finished, tmp_path):
+    script, whole, _ = finished
+    delay = random.Random(0)
+    for _ in range(3):
+        process = start(script, "run", tmp_path, "--resume")
+        wait_for_new_checkpoint(process, tmp_path / "run" / "checkpoint.pt")
+        time.sleep(delay.random() / 4)  # into the steps, evaluations and writes that follow
+        process.kill()
+        process.communicate()
+        assert not (tmp_path / "run" / "result.json").exists()
+    done = run_script(script, *SHORT, "--run-dir", "run", "--resume", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "resuming run at step" in done.stdout
+    assert_equal_runs(whole, tmp_path / "run")
+
+
+def test_ctrl_c_writes_a_checkpoint_and_says_how_to_resume(finished, tmp_path):
+    script, whole, _ = finished
+    process = start(script, "run", tmp_path)
+    wait_for_new_checkpoint(process, tmp_path / "run" / "checkpoint.pt")
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate()
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    saved = load(tmp_path / "run" / "checkpoint.pt")["state"]["step"]
+    assert f"interrupted at step {saved}; to continue: python {ROOT / script}" in errors
+    command = errors.rpartition("to continue: python ")[2].split()
+    done = subprocess.run([sys.executable, *command], cwd=tmp_path, env=script_env(tmp_path), text=True)
+    assert done.returncode == 0
+    assert_equal_runs(whole, tmp_path / "run")
+
+
+def test_a_seed_learns_the_same_alone_and_beside_others(finished, tmp_path):
+    script, together, _ = finished
+    flags = ["--seed" if flag == "--num-seeds" else flag for flag in SHORT]  # --seed 2, alone
+    done = run_script(script, *flags, "--run-dir", "run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    beside = [line for line in metrics(together) if line["seed"] == 2]
+    alone = metrics(tmp_path / "run")
+    assert [line["step"] for line in alone] == [line["step"] for line in beside]
+    for a, b in zip(alone, beside):
+        for name in a:
+            if not name.startswith("eval/"):  # an episode of Hopper amplifies rounding without bound
+                assert a[name] == pytest.approx(b[name], rel=1e-2, abs=1e-2), name
+
+
+def test_a_saved_model_acts_as_the_training_process_did(finished, tmp_path):
+    script, run_dir, _ = finished
+    last = [line for line in metrics(run_dir) if "eval/returns" in line][-2:]
+    score = sum(line["eval/normalized_score"] for line in last) / 2
+    for name in ("model.pt", "checkpoint.pt"):
+        done = run_script(script, "--eval-only", run_dir / name, "--eval-candidates", "8", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith(f"score {score:.1f} ")
+    module = load_script(script)
+    saved = load(run_dir / "model.pt")
+    args = module.Args(**{name: saved["config"][name] for name in module.Args.__dataclass_fields__})
+    agent = module.Agent(saved["config"]["obs_dim"], saved["max_action"], args, torch.device("cpu"))
+    agent.load_state_dict(saved["agent"])
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as the subprocess had
+    task = module.load_task(args.env_id)
+    returns, lengths = module.evaluate(agent, lambda seed: task.make_env(), 2)
+    torch.set_num_threads(threads)
+    assert returns.tolist() == [line["eval/returns"] for line in last]
+    assert lengths.tolist() == [line["eval/lengths"] for line in last]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_script_copied_alone_runs_on_a_minari_dataset(script, tmp_path):
+    shutil.copy(ROOT / script, tmp_path)
+    shutil.copytree(
+        ROOT / "datasets" / "local" / "hopper" / "medium-replay-v0", tmp_path / "sets/mine/hop/replay-v3"
+    )
+    env = script_env(tmp_path, MINARI_DATASETS_PATH=str(tmp_path / "sets"))
+    run = lambda *flags: subprocess.run(
+        [sys.executable, script, *flags], cwd=tmp_path, env=env, text=True, capture_output=True
+    )
+    assert "--alpha" in run("--help").stdout
+    done = run(*SHORT, "--env-id", "mine/hop/replay-v3", "--run-dir", "run")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["seeds"].keys() == {"1", "2"}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_weights_and_biases_offline_gets_the_metrics(script, tmp_path):
+    done = run_script(script, *SHORT, "--track", "--run-dir", "run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (log,) = (tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb")
+    content = log.read_bytes()
+    assert b"seed2/eval/normalized_score" in content
+    assert b"seed1/bc_loss" in content
