@@ -768,8 +768,8 @@ class Episode:
 def act(agent: Agent, running: list[list[Episode]], candidates: int) -> np.ndarray:
     """Actions [seed, episode, action_dim] for each seed's running episodes; shorter lists are padded.
 
-    Draws `candidates` actions from the policy, then one of them by softmax(min(Q1, Q2)) of the target critic
-    [code].
+    Draws `candidates` actions from the policy, then one of these by softmax(min(Q1, Q2)) of the target
+    critic [code].
     """
     device = agent.max_action.device
     shape = (len(running), max(map(len, running)), candidates)
@@ -782,12 +782,25 @@ def act(agent: Agent, running: list[list[Episode]], candidates: int) -> np.ndarr
             noise[i, j].normal_(generator=episode.generator)
             u[i, j].uniform_(generator=episode.generator)
     obs = torch.as_tensor(obs, device=device)  # [seed, episode, obs_dim]
+    # On a CPU one episode at a time: its candidates fill the caches, and no other episode touches its result.
+    block = 1 if device.type == "cpu" else shape[1]
+    blocks = zip(*(x.split(block, dim=1) for x in (obs, noise, u)))
+    return torch.cat([choose_action(agent, *xs) for xs in blocks], dim=1).cpu().numpy()
+
+
+def choose_action(agent: Agent, obs: Tensor, noise: Tensor, u: Tensor) -> Tensor:
+    """obs [seed, episode, obs_dim], noise [..., candidate, action_dim], u [..., candidate]; as act says."""
     action = agent.policy.sample(obs, noise)  # [seed, episode, candidate, action_dim]
+    candidates = u.shape[2]
     if candidates == 1:
-        return action[:, :, 0].cpu().numpy()
-    q = agent.target_q(obs.repeat_interleave(candidates, dim=1), action.flatten(1, 2)).amin(dim=1).view(shape)
+        return action[:, :, 0]
+    q = (
+        agent.target_q(obs.repeat_interleave(candidates, dim=1), action.flatten(1, 2))
+        .amin(dim=1)
+        .view(u.shape)
+    )
     choice = (q - torch.log(-torch.log(u))).argmax(dim=2)  # softmax(q), drawn by the Gumbel-max trick
-    return action.take_along_dim(choice[:, :, None, None], dim=2)[:, :, 0].cpu().numpy()
+    return action.take_along_dim(choice[:, :, None, None], dim=2)[:, :, 0]  # [seed, episode, action_dim]
 
 
 def evaluate(agent: Agent, make_env: Callable, episodes: int, num_envs: int = 10, stop: Callable = bool):

@@ -291,12 +291,11 @@ def test_model_that_cannot_be_loaded(script, kind, finished):
         assert touched.exists()
 
 
-@pytest.mark.parametrize("flags", [("--eval-candidates", "0", "--eval-episodes", "1"), ("--eval-episodes", "-1"), ()],
-                         ids=["no candidates", "-1 episodes", "unknown episodes"])  # fmt: skip
+@pytest.mark.parametrize("flags", ["--eval-candidates 0 --eval-episodes 1", "--eval-episodes -1", ""])
 def test_eval_only_on_no_candidates_or_no_episodes(script, flags, finished):
     """The last: the model was trained with --eval-episodes 0, so how many to evaluate is not known."""
-    result = run_script(script, "--eval-only", "run/model.pt", *flags, cwd=finished)
-    assert_refused(result, flags[0] if flags else "--eval-episodes")
+    result = run_script(script, "--eval-only", "run/model.pt", *flags.split(), cwd=finished)
+    assert_refused(result, flags.split()[0] if flags else "--eval-episodes")
 
 
 # --------------------------------------------------------------------------------------------- training fails

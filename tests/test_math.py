@@ -19,6 +19,14 @@ OBS_DIM, MAX_ACTION = 5, [1.0, 0.4]
 DIMS = [OBS_DIM, len(MAX_ACTION), 1, OBS_DIM, 1]  # obs, action, reward, next_obs, terminal
 
 
+def generators(*seeds: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def training_generators(*seeds: int) -> list[torch.Generator]:
+    return generators(*(dtql.derive_seed(seed, 1) for seed in seeds))
+
+
 def make_args(**changes):
     settings = {"alpha": 5.0, "expectile": 0.7, "entropy_coef": 0.5, "learning_rate": 1e-3, "lr_decay": True,
                 "batch_size": 16, "pretrain_steps": 2, "train_steps": 3, "compile": False}  # fmt: skip
@@ -31,7 +39,7 @@ def make_agent(**changes):
 
 def make_transitions(n: int = 200) -> torch.Tensor:
     """Random rows as the scripts hold them; every fourth one is terminal."""
-    g = torch.Generator().manual_seed(0)
+    (g,) = generators(0)
     obs, action, reward, next_obs, _ = torch.randn(n, sum(DIMS), generator=g).split(DIMS, dim=1)
     terminal = (torch.arange(n) % 4 == 0).float().unsqueeze(1)
     return torch.cat([obs, torch.tensor(MAX_ACTION) * action.tanh(), reward, next_obs, terminal], dim=1)
@@ -40,14 +48,6 @@ def make_transitions(n: int = 200) -> torch.Tensor:
 def doubled(batch, u, eps) -> tuple:
     """u stays single: the noise levels come from it in single precision in any case."""
     return [x.double() for x in batch], u, eps.double()
-
-
-def training_generators(*seeds: int) -> list[torch.Generator]:
-    return [torch.Generator().manual_seed(dtql.derive_seed(seed, 1)) for seed in seeds]
-
-
-def generators(*seeds: int) -> list[torch.Generator]:
-    return [torch.Generator().manual_seed(seed) for seed in seeds]
 
 
 # -------------------------------------------------------------------------------------------- EDM schedule
@@ -81,7 +81,7 @@ def test_preconditioning_in_its_limits(sigma_data):
 @pytest.mark.parametrize("sigma", [0.003, 0.4, 20.0])
 def test_network_sees_and_has_to_tell_unit_variance(sigma, sigma_data):
     """For a ~ N(0, σ_data²): the loss of F = 0 is the mean square of F's target (a - c_skip a_σ) / c_out."""
-    g = torch.Generator().manual_seed(0)
+    (g,) = generators(0)
     args = at_sigma(sigma, sigma_data=sigma_data)
     action = sigma_data * torch.randn(2, 50_000, 3, generator=g, dtype=torch.float64)
     eps = torch.randn(2, 50_000, 3, generator=g, dtype=torch.float64)
@@ -100,11 +100,23 @@ def test_network_sees_and_has_to_tell_unit_variance(sigma, sigma_data):
     assert torch.allclose(4 * c_noise, torch.tensor(math.log(sigma)), atol=1e-4)
 
 
+def test_denoised_actions_are_clamped_also_in_training():
+    args, box = at_sigma(1.0), torch.tensor(MAX_ACTION)
+    weight = torch.tensor(100.0, requires_grad=True)
+    network = lambda x, c_noise, obs: weight * torch.sign(x)
+    noisy, sigma = torch.tensor([[[2.0, -2.0], [-2.0, 2.0]]]), torch.ones(1, 2, 1)
+    denoised = dtql.denoise(network, noisy, sigma, None, box, args)
+    assert torch.equal(denoised, torch.tensor([[[1.0, -0.4], [-1.0, 0.4]]]))
+    loss = dtql.denoising_loss(network, 0 * noisy, None, sigma / 2, noisy, box, args)
+    assert loss.item() == pytest.approx((1.0**2 + 0.4**2) / 2 / 0.2, rel=1e-4)  # mean over dims; c_out² = 0.2
+    assert torch.autograd.grad(loss.sum(), weight)[0] == 0
+
+
 @pytest.mark.parametrize("changes", [{}, {"sigma_data": 1.3, "sigma_min": 0.05, "sigma_max": 3.0}])
 def test_noise_levels_are_truncated_log_logistic(changes):
     args = make_args(**changes)
     cdf, quantile = log_logistic(args)
-    u = torch.rand(4, 50_000, 1, generator=torch.Generator().manual_seed(0))
+    u = torch.rand(4, 50_000, 1, generator=generators(0)[0])
     sigma = dtql.sample_sigma(u, args)
     assert sigma.shape == u.shape
     drawn = sigma.flatten().double().numpy()
@@ -147,7 +159,7 @@ def test_trust_region_gradient_is_equation_11():
     """∂L_TR/∂a = 2/A ((D - a) / c_out²)ᵀ (∂D/∂a_σ - I), D's Jacobian by jacrev, nothing to φ."""
     args, box = make_args(), torch.tensor([0.3, 0.1, 2.0], dtype=torch.float64)
     denoiser = dtql.Denoiser(generators(1, 2), OBS_DIM, 3).double()
-    g = torch.Generator().manual_seed(0)
+    (g,) = generators(0)
     normal = lambda dim: torch.randn(2, 6, dim, generator=g, dtype=torch.float64)
     obs, eps, action = normal(OBS_DIM), normal(3), box * normal(3).tanh()
     action.requires_grad_()
@@ -193,17 +205,14 @@ def test_trust_region_alone_seeks_modes_of_a_mixture():
 
     def optimal(x, c_noise, obs):  # F that makes D(a_σ, σ) = E[a | a_σ]
         sigma = (4 * c_noise).exp()
-        c_skip, c_out, c_in = (
-            0.25 / (sigma**2 + 0.25),
-            sigma * 0.5 / (sigma**2 + 0.25).sqrt(),
-            (sigma**2 + 0.25).rsqrt(),
-        )
-        noisy, v = x / c_in, std**2 + sigma**2
+        total = sigma**2 + 0.25
+        noisy, v = x * total.sqrt(), std**2 + sigma**2
         distance = (noisy.unsqueeze(2) - modes).square().sum(dim=-1)  # [1, batch, mode]
         share = (log_weight - distance / (2 * v)).softmax(dim=-1)
-        return ((std**2 * noisy + sigma**2 * (share @ modes)) / v - c_skip * noisy) / c_out
+        mean = (std**2 * noisy + sigma**2 * (share @ modes)) / v
+        return (mean - 0.25 / total * noisy) * total.sqrt() / (sigma * 0.5)
 
-    g = torch.Generator().manual_seed(0)
+    (g,) = generators(0)
     starts, draws, box = 256, 16, torch.ones(2)
     action = (2 * torch.rand(1, starts, 2, generator=g) - 1).requires_grad_()
     optimizer, steps = dtql.adam([action], 0.02), 500
@@ -340,7 +349,7 @@ def test_mish_is_torchs_in_value_and_slope():
 
 
 def test_networks_are_those_of_the_paper_seed_by_seed():
-    g = torch.Generator().manual_seed(0)
+    (g,) = generators(0)
     agent = make_agent(num_seeds=2)
     with torch.no_grad():
         for norm in layers(agent.q, dtql.LayerNorm):  # as built: ones and zeros
@@ -386,8 +395,8 @@ def test_initial_weights():
 
 
 def test_policy_is_a_clamped_tanh_gaussian():
-    agent = make_agent()
-    obs, noise = torch.randn(1, 3, OBS_DIM), torch.randn(1, 3, 50, 2)
+    agent, (g,) = make_agent(), generators(0)
+    obs, noise = torch.randn(1, 3, OBS_DIM, generator=g), torch.randn(1, 3, 50, 2, generator=g)
     mean, std = agent.policy(obs)
     action = agent.policy.sample(obs, noise)
     by_hand = torch.tensor(MAX_ACTION) * torch.tanh(mean[:, :, None] + std[:, :, None] * noise)
@@ -401,7 +410,7 @@ def test_policy_is_a_clamped_tanh_gaussian():
 
 
 def test_entropy_term_is_the_normal_density_of_the_unsquashed_dataset_action():
-    g = torch.Generator().manual_seed(0)
+    (g,) = generators(0)
     box = torch.tensor(MAX_ACTION, dtype=torch.float64)
     mean, action = torch.randn(2, 3, 9, 2, generator=g, dtype=torch.float64)
     std = (0.1 + torch.rand(3, 9, 2, generator=g)).double()
@@ -495,7 +504,7 @@ class Transcription:
 
 @pytest.mark.parametrize("lr_decay", [True, False])
 def test_updates_equal_a_literal_transcription(lr_decay):
-    """Two pretraining and three training steps, of two seeds together and of each alone; double precision."""
+    """Two pretraining and three training steps, of two seeds together; in double precision."""
     agent = make_agent(num_seeds=2, lr_decay=lr_decay, tau=0.1).double()
     plain = [Transcription(agent, i) for i in range(2)]
     transitions, streams = make_transitions(), training_generators(1, 2)
@@ -570,9 +579,8 @@ def test_seeds_train_together_as_they_do_alone():
         history += [*batch[0], *u.flatten(0, 1), *eps.flatten(0, 1)]
     assert len({tuple(x.flatten().tolist()) for x in history}) == len(history)  # nothing comes twice
     rows = {tuple(row.tolist()) for row in transitions}
-    assert all(
-        tuple(row.tolist()) in rows for row in torch.cat(batch, dim=-1).flatten(0, 1)
-    )  # rows stay whole
+    drawn = torch.cat(batch, dim=-1).flatten(0, 1)
+    assert all(tuple(row.tolist()) in rows for row in drawn)  # rows stay whole
 
     losses = run_updates(together, (4, 5, 6))
     weights = members(together, 3)
@@ -608,12 +616,8 @@ class Stub(nn.Module):
 
 
 def make_episodes(n: int, first: int = 0) -> list:
-    return [
-        dtql.Episode(
-            i, None, np.full(OBS_DIM, i / 10), torch.Generator().manual_seed(dtql.derive_seed(1, 2, i))
-        )
-        for i in range(first, first + n)
-    ]
+    indices = range(first, first + n)
+    return [dtql.Episode(i, None, np.full(OBS_DIM, i / 10), *generators(1000 + i)) for i in indices]
 
 
 def test_act_with_one_candidate_is_the_plain_policy():
@@ -638,8 +642,7 @@ def test_act_samples_from_the_softmax_of_the_lower_target_critic():
     table = torch.tensor([[0.0, 1.0, 2.0, -1.0, 1.5], [2.0, 0.5, 9.0, -0.5, 1.0]])  # Q1 and Q2 per candidate
     candidates = torch.arange(5.0).view(1, 1, 5, 1).expand(2, n, 5, 2)
     agent.policy = Stub(lambda obs, noise: candidates)
-    # the second seed's Q has the opposite sign
-    sign = torch.tensor([1.0, -1.0]).view(2, 1, 1)
+    sign = torch.tensor([1.0, -1.0]).view(2, 1, 1)  # of each seed's Q
     agent.target_q = Stub(lambda obs, action: sign * table[:, action[0, :, 0].long()])
     agent.q = Stub(lambda obs, action: pytest.fail("the target critic, not the current one"))
     action = dtql.act(agent, [make_episodes(n), make_episodes(n, first=n)], 5)
@@ -717,16 +720,14 @@ def test_evaluation_counts_each_episode_once_in_any_number_of_environments():
     results = {n: run_evaluation(agent, n) for n in (1, 4, 10)}
     returns, lengths = np.zeros((2, 23)), np.zeros((2, 23))
     for i, j in itertools.product(range(2), range(23)):
-        seed = dtql.derive_seed(3 + i, 2, j)
-        g, env, done = torch.Generator().manual_seed(seed), FakeEnv([]), False
-        obs, _ = env.reset(seed)
+        seed, env, running, done = dtql.derive_seed(3 + i, 2, j), FakeEnv([]), [[], []], False
+        episode = dtql.Episode(j, env, env.reset(seed)[0], *generators(seed))
+        running[i].append(episode)
         while not done:
-            noise, _ = torch.randn(1, 2, generator=g), torch.rand(1, generator=g)  # act draws both
-            action = squash(torch.tensor(obs, dtype=torch.float32).view(1, 1, -1), noise.view(1, 1, 1, 2))
-            obs, reward, terminated, truncated, _ = env.step(action.numpy()[0, 0, 0])
+            episode.obs, reward, *ended, _ = env.step(dtql.act(agent, running, 1)[i, 0])
             returns[i, j] += reward
             lengths[i, j] += 1
-            done = terminated or truncated
+            done = any(ended)
     assert len(np.unique(lengths)) > 10
     for mine, my_lengths in results.values():
         assert np.array_equal(my_lengths, lengths)
