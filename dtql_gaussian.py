@@ -123,7 +123,7 @@ TASKS = {  # Table 4; 1 epoch = 1000 gradient steps
     "kitchen-partial-v0": (100.0, 0.7, 0.0, 1e-4, True, 256, 50_000, 1_000_000, 50_000, 100),
     "kitchen-mixed-v0": (200.0, 0.7, 0.0, 3e-4, True, 256, 50_000, 500_000, 50_000, 100),
 }
-LOCAL_TASK = (50.0, 0.7, 0.0, 3e-4, True, 256, 5_000, 25_000, 5_000, 10)  # ours: see README
+LOCAL_TASK = (20.0, 0.7, 0.0, 1e-4, True, 256, 8_000, 12_000, 3_000, 10)  # ours: see README
 OTHER_TASK = (5.0, 0.7, 0.0, 3e-4, True, 256, 50_000, 1_000_000, 50_000, 10)  # walker2d-medium-v2's
 LIMITS = {  # smallest and largest value of a flag
     "seed": (0, 2**31), "num_seeds": (1, 1024), "batch_size": (1, 2**24), "pretrain_steps": (0, 2**40),

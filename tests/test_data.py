@@ -245,6 +245,7 @@ def served(tmp_path) -> bytes:
 def bad_answer(kind: str, served: bytes):
     return {
         "cut": send(served[:-100], length=len(served)),
+        "cut at the end": send(served, length=len(served) + 100),
         "cut between chunks": send(served[:-100], chunked=True),
         "html page": send(b"<html>Down for maintenance</html>"),
         "not found": send(b"no such file", status=404),
@@ -254,7 +255,8 @@ def bad_answer(kind: str, served: bytes):
 
 
 BAD_URLS = {"closed port": CLOSED_PORT, "no scheme": "127.0.0.1/d4rl"}
-BAD_MIRRORS = [*BAD_URLS, "cut", "cut between chunks", "html page", "not found", "server error", "not http"]
+BAD_MIRRORS = [*BAD_URLS, "cut", "cut at the end", "cut between chunks", "html page", "not found",
+               "server error", "not http"]  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", BAD_MIRRORS)

@@ -251,10 +251,8 @@ def test_value_loss_is_expectile_regression_to_the_lower_critic():
 
 def test_q_loss_masks_terminal_states_and_sums_both_critics():
     q = torch.tensor([[[1.0, 2.0], [0.0, 5.0]]])
-    loss = dtql.q_loss(
-        q, torch.tensor([[1.0, 1.0]]), torch.tensor([[0.0, 1.0]]), torch.tensor([[10.0, 99.0]]), 0.9
-    )
-    # targets 1 + 0.9 · 10 and 1
+    reward, terminal, next_v = torch.tensor([[[1.0, 1.0]], [[0.0, 1.0]], [[10.0, 99.0]]])
+    loss = dtql.q_loss(q, reward, terminal, next_v, 0.9)  # the targets: 1 + 0.9 · 10, and 1
     assert loss.tolist() == pytest.approx([(9**2 + 1**2) / 2 + (10**2 + 4**2) / 2])
 
 
@@ -323,10 +321,8 @@ def layers(network: nn.Module, *kinds) -> list[nn.Module]:
 def plain_copy(plain: nn.Module, network: nn.Module, i: int) -> nn.Module:
     """plain with the weights of network's i-th member."""
     plain.to(next(network.parameters()).dtype)
-    pairs = zip(
-        layers(plain, nn.Linear, nn.LayerNorm), layers(network, dtql.Linear, dtql.LayerNorm), strict=True
-    )
-    for a, b in pairs:
+    theirs = layers(network, dtql.Linear, dtql.LayerNorm)
+    for a, b in zip(layers(plain, nn.Linear, nn.LayerNorm), theirs, strict=True):
         assert isinstance(a, nn.Linear) == isinstance(b, dtql.Linear)
         weight, bias = (b.weight[i].T if isinstance(b, dtql.Linear) else b.weight[i, 0]), b.bias[i, 0]
         assert (a.weight.shape, a.bias.shape) == (weight.shape, bias.shape)
@@ -379,9 +375,8 @@ def test_initial_weights():
     for network in (agent.q, agent.v, agent.denoiser):
         for layer in layers(network, dtql.Linear):  # as nn.Linear's, weights and biases U(-1/√in, 1/√in)
             scaled = layer.weight.flatten(1) * layer.weight.shape[1] ** 0.5
-            assert (
-                scaled.abs().max() <= 1 + 1e-6 and (layer.bias.abs() <= layer.weight.shape[1] ** -0.5).all()
-            )
+            assert scaled.abs().max() <= 1 + 1e-6
+            assert layer.bias.abs().max() <= layer.weight.shape[1] ** -0.5 + 1e-6
             assert ((scaled.std(dim=1) * 3**0.5 - 1).abs() < 4 / scaled.shape[1] ** 0.5).all()
             assert (scaled.mean(dim=1).abs() < 3 / scaled.shape[1] ** 0.5).all()
             assert layer.bias.shape[-1] == 1 or layer.bias.std() > 0
