@@ -25,11 +25,13 @@ import contextlib
 import copy
 import difflib
 import hashlib
+import http.client
 import itertools
 import json
 import logging
 import math
 import os
+import pickle
 import platform
 import resource
 import shlex
@@ -39,6 +41,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -149,6 +152,12 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def check_limits(args: Args) -> None:
+    for name, (low, high) in LIMITS.items():
+        if not low <= getattr(args, name) <= high:
+            fail(f"--{name.replace('_', '-')} is {getattr(args, name)}; it must be from {low} to {high}")
+
+
 def resolve(args: Args) -> torch.device:
     """Fill in the task's settings and check every flag; exits with code 2 on a bad one."""
     settings = TASKS.get(args.env_id, LOCAL_TASK if args.env_id.startswith("local/") else OTHER_TASK)
@@ -160,20 +169,21 @@ def resolve(args: Args) -> torch.device:
         print(f"{args.env_id} is not in the paper; settings: {chosen}")
     if args.checkpoint_every is None:
         args.checkpoint_every = args.eval_every
-    for name, (low, high) in LIMITS.items():
-        if not low <= getattr(args, name) <= high:
-            fail(f"--{name.replace('_', '-')} is {getattr(args, name)}; it must be from {low} to {high}")
+    check_limits(args)
     if args.sigma_min >= args.sigma_max:
         fail(f"--sigma-min {args.sigma_min} is not below --sigma-max {args.sigma_max}")
     if args.resume and not args.run_dir:
         fail("--resume needs --run-dir, the directory of the run to continue")
     device = choose_device(args.device)
     args.device = str(device)
+    return device
+
+
+def choose_compile(args: Args, device: torch.device) -> None:
     if args.compile is None:  # it takes about a minute
         args.compile = args.pretrain_steps + args.train_steps >= 20_000 and can_compile(device)
     elif args.compile and not can_compile(device):
         fail("--compile needs a C++ compiler and Python's headers (g++, python3-dev); or use --no-compile")
-    return device
 
 
 def can_compile(device: torch.device) -> bool:
@@ -232,30 +242,31 @@ def load_dataset(env_id: str) -> Dataset:
 
     Exits with code 2 if the data is not there, cannot be read, or is not fit for training.
     """
-    path, max_action, *columns = load_minari(env_id) if "/" in env_id else load_d4rl(env_id)
-    columns = [np.asarray(column).reshape(len(columns[0]), -1) for column in columns]
-    if not len(columns[0]):
+    path, max_action, rows, *columns = load_minari(env_id) if "/" in env_id else load_d4rl(env_id)
+    if not len(rows):
         fail(f"{path} holds no transitions; remove it to fetch it again, or choose another dataset")
+    with np.errstate(over="ignore"):  # float64 beyond float32 becomes infinite, and is refused below
+        columns = [np.asarray(column).astype(np.float32).reshape(len(rows), -1) for column in columns]
     for name, column in zip(("observations", "actions", "rewards", "next observations"), columns):
         bad = np.flatnonzero(~np.isfinite(column).all(axis=1))
         if len(bad):
-            fail(f"{path}: NaN or infinite {name} in row {bad[0]} (and {len(bad) - 1} more); replace it")
+            fail(f"{path}: NaN or infinite {name} in row {rows[bad[0]]} (one of {len(bad)}); replace it")
     # 1e-4 is for the rounding of stored actions; log π is finite up to 1e-3 (nll_loss)
     outside = np.flatnonzero((np.abs(columns[1]) > max_action + 1e-4).any(axis=1))
     if len(outside):
-        fail(f"{path}: the action in row {outside[0]} (and {len(outside) - 1} more) is outside the bounds "
+        fail(f"{path}: the action in row {rows[outside[0]]} (one of {len(outside)}) is outside the bounds "
              f"±{np.asarray(max_action).tolist()}: {columns[1][outside[0]].tolist()}; rescale")  # fmt: skip
     file = path / "main_data.hdf5" if path.is_dir() else path
     with open(file, "rb") as opened:
         digest = hashlib.file_digest(opened, "sha256").hexdigest()
-    transitions = np.concatenate(columns, axis=1, dtype=np.float32, casting="unsafe")
+    transitions = np.concatenate(columns, axis=1)
     print(f"{env_id}: {len(transitions)} transitions from {file}\nsha256 {digest}")
     dims = [column.shape[1] for column in columns]
     return Dataset(transitions, dims, np.broadcast_to(max_action, dims[1]).tolist(), str(file), digest)
 
 
 def load_d4rl(name: str) -> tuple:
-    """(path, max_action, obs, action, reward, next_obs, terminal), as D4RL's `qlearning_dataset` has it."""
+    """(path, max_action, file row, obs, action, reward, next_obs, terminal) as D4RL's `qlearning_dataset`."""
     import h5py
 
     if name not in D4RL_FILES:
@@ -269,14 +280,15 @@ def load_d4rl(name: str) -> tuple:
             if missing:
                 fail(f"{path} has no key {missing[0]!r}, so it is not {name}; remove it to fetch it again")
             obs, action, reward, terminal, *timeout = (file[key][:] for key in keys)
-    except OSError as error:
-        fail(f"{path} is truncated or not HDF5 ({error}); remove it to fetch it again")
-    if len({len(values) for values in (obs, action, reward, terminal)}) > 1:
+    except (OSError, TypeError, ValueError) as error:  # the last two: a group or a scalar under this key
+        fail(f"{path} is truncated or not HDF5 of D4RL's ({error}); remove it to fetch it again")
+    if len({len(values) for values in (obs, action, reward, terminal, *timeout)}) > 1:
         fail(f"{path}: its arrays differ in length; remove it to fetch it again")
     timeout = timeout[0].astype(bool) if timeout else kitchen_timeouts(terminal.astype(bool))
     keep = ~timeout[:-1]  # row i leads to row i + 1, but not at a timeout; the last row leads nowhere
     reward = reward - 1.0 if name.startswith("antmaze") else reward  # [code]
-    return path, 1.0, obs[:-1][keep], action[:-1][keep], reward[:-1][keep], obs[1:][keep], terminal[:-1][keep]
+    rows = np.flatnonzero(keep)
+    return path, 1.0, rows, obs[rows], action[rows], reward[rows], obs[rows + 1], terminal[rows]
 
 
 def kitchen_timeouts(terminal: np.ndarray) -> np.ndarray:
@@ -286,7 +298,7 @@ def kitchen_timeouts(terminal: np.ndarray) -> np.ndarray:
     start, count = 0, 0
     for end in [*np.flatnonzero(terminal) + 1, len(terminal)]:
         timeout[start + 279 - count : end : 280] = True
-        start, count = end, 0 if timeout[end - 1] else 1
+        start, count = end, 0 if timeout[end - 1 : end].any() else 1
     return timeout
 
 
@@ -297,7 +309,7 @@ def find_d4rl_file(path: str) -> Path:
     target = Path(os.environ.get("D4RL_DATASET_DIR", "~/.d4rl/datasets")).expanduser() / Path(path).name
     if target.exists():
         return target
-    mirrors = os.environ.get("D4RL_MIRRORS", D4RL_MIRRORS).split()
+    mirrors = (os.environ.get("D4RL_MIRRORS") or D4RL_MIRRORS).split()
     partial = target.with_name(f"{target.name}.{os.getpid()}.part")
     for url in (f"{mirror}/{file}" for mirror in mirrors for file in (path, target.name)):
         try:
@@ -311,7 +323,7 @@ def find_d4rl_file(path: str) -> Path:
             h5py.File(partial, "r").close()
             os.replace(partial, target)
             return target
-        except OSError as error:  # HTTP errors and failed connections are OSErrors too
+        except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: not a URL
             reason = error
         finally:
             partial.unlink(missing_ok=True)
@@ -339,18 +351,23 @@ def open_minari(dataset_id: str):
     import minari
 
     path = next((r / dataset_id / "data" for r in minari_roots() if (r / dataset_id / "data").exists()), None)
+    here = closest(dataset_id, local_minari_ids())
+    if not path and dataset_id.startswith("local/"):  # no server has these
+        fail(f"unknown env id {dataset_id!r}; closest of those here: {here}")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # else a line for each of its retries
     try:
         return minari.MinariDataset(path) if path else minari.load_dataset(dataset_id, download=True)
     except Exception as error:  # Minari, h5py and the HTTP client raise many kinds, not all of them OSErrors
         if path:
             fail(f"{path} is truncated or not a Minari dataset ({error}); remove it to fetch it again")
-        here = closest(dataset_id, local_minari_ids())
-        fail(f"unknown env id or no network: cannot download {dataset_id!r} ({str(error)[:200]}); put it at "
-             f"{minari_roots()[0] / dataset_id}, or take one of those here: {here}")  # fmt: skip
+        remote = os.environ.get("MINARI_REMOTE", "hf://farama-minari")
+        fail(f"unknown env id or no network: cannot download {remote}/{dataset_id} ({str(error)[:200]}); "
+             f"put it at {minari_roots()[0] / dataset_id}, take one of those here ({here}), or run offline: "
+             f"python {Path(__file__).name} --env-id local/hopper/medium-v0")  # fmt: skip
 
 
 def load_minari(dataset_id: str) -> tuple:
-    """(path, max_action, obs, action, reward, next_obs, terminal); a truncated episode is no terminal one."""
+    """(path, max_action, row, obs, action, reward, next_obs, terminal); truncation is no terminal state."""
     import gymnasium as gym
 
     dataset = open_minari(dataset_id)
@@ -362,9 +379,10 @@ def load_minari(dataset_id: str) -> tuple:
     except Exception as error:  # whatever h5py raises on a damaged file
         fail(f"{path} is truncated or not a Minari dataset ({error}); remove it to fetch it again")
     if not episodes:
-        return path, space.high, *(np.zeros((0, 1)) for _ in range(5))
+        return path, space.high, *(np.zeros((0, 1)) for _ in range(6))
     parts = [(obs[:-1], e.actions, e.rewards, obs[1:], e.terminations) for obs, e in episodes]
-    return path, space.high, *(np.concatenate(column) for column in zip(*parts))
+    columns = [np.concatenate(column) for column in zip(*parts)]
+    return path, space.high, np.arange(len(columns[0])), *columns
 
 
 def flatten(space, obs) -> np.ndarray:
@@ -395,25 +413,28 @@ def load_task(env_id: str) -> Task:
         dataset = open_minari(env_id)
         reference = [dataset.storage.metadata.get(key) for key in ("ref_min_score", "ref_max_score")]
         make, options = dataset.recover_environment, {"eval_env": True}
+        space = dataset.observation_space  # Minari sorts the keys of a Dict; the live environment may not
     else:
         gym_id, *reference = D4RL_TASKS[env_id.partition("-")[0]]
         make, options = gym.make, {"id": gym_id.format(env_id)}
 
     def make_env(mode=None):
-        env = make(**options, render_mode=mode, disable_env_checker=True)
-        flat = isinstance(env.observation_space, gym.spaces.Box)
-        return env if flat else gym.wrappers.FlattenObservation(env)
+        try:
+            env = make(**options, render_mode=mode, disable_env_checker=True)
+        except ModuleNotFoundError as error:
+            fail(f"cannot evaluate {env_id} ({error}); put the project's benchmark/ folder beside the script, "
+                 "or train without evaluation: --eval-episodes 0")  # fmt: skip
+        if isinstance(env.observation_space, gym.spaces.Box):
+            return env
+        flat = gym.spaces.flatten_space(space)
+        return gym.wrappers.TransformObservation(env, lambda obs: gym.spaces.flatten(space, obs), flat)
 
     return Task(make_env, None if None in reference else tuple(reference))
 
 
-def check_task(task: Task, env_id: str, dataset: Dataset) -> None:
+def check_task(task: Task, dataset: Dataset) -> None:
     """Exits with code 2 unless the evaluation environment exists and has the dataset's sizes."""
-    try:
-        env = task.make_env()
-    except ModuleNotFoundError as error:
-        fail(f"cannot evaluate {env_id} ({error}); put the project's benchmark/ folder beside the script, or "
-             "train without evaluation: --eval-episodes 0")  # fmt: skip
+    env = task.make_env()
     sizes = [env.observation_space.shape[0], env.action_space.shape[0]]
     env.close()
     if sizes != dataset.dims[:2]:
@@ -882,9 +903,12 @@ def save_model(path: Path, agent: Agent, config: dict, **training_state) -> None
 def load_model(path: Path, device: torch.device) -> dict:
     """What save_model wrote, without running any code in it; exits with code 2 if it is not this script's."""
     try:
-        saved = torch.load(path, map_location=device, weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # of pickles that are not torch's
+            saved = torch.load(path, map_location=device, weights_only=True)
         if saved["config"]["script"] != Path(__file__).name:
             raise ValueError(f"it is of {saved['config']['script']}")
+    except pickle.UnpicklingError:  # whose text advises to load it with weights_only=False
+        fail(f"cannot load {path} (damaged, or holds code); give a checkpoint.pt or model.pt of this script")
     except Exception as error:  # torch.load raises whatever zipfile, pickle or the file system does
         fail(f"cannot load {path} ({str(error)[:200]}); give a checkpoint.pt or model.pt of this script")
     return saved
@@ -909,10 +933,13 @@ def open_run(args: Args, dataset: Dataset) -> tuple[Path, dict]:
         run_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         fail(f"cannot make the run directory {run_dir} ({error.strerror}); choose another --run-dir")
+    if not args.resume and any((run_dir / name).exists() for name in ("config.json", "checkpoint.pt")):
+        fail(f"{run_dir} already holds a run; add --resume to continue it, or choose another --run-dir")
     if (run_dir / "config.json").exists():
-        if not args.resume:
-            fail(f"{run_dir} already holds a run; add --resume to continue it, or choose another --run-dir")
-        old = json.loads((run_dir / "config.json").read_text())
+        try:
+            old = json.loads((run_dir / "config.json").read_text())
+        except ValueError:
+            fail(f"{run_dir}/config.json is not a run's; choose another --run-dir")
         fixed = ["script", "dataset_sha256", *(name for name in asdict(args) if name not in MAY_CHANGE)]
         differ = [f"{k} ({old.get(k)}, now {config[k]})" for k in fixed if old.get(k) != config[k]]
         if differ:
@@ -957,8 +984,9 @@ def train(args: Args) -> None:
     dataset = load_dataset(args.env_id)
     task = load_task(args.env_id) if args.eval_episodes else None
     if task:
-        check_task(task, args.env_id, dataset)
+        check_task(task, dataset)
     label = "score" if task and task.reference else "return"
+    choose_compile(args, device)  # slow: after all that can be wrong with the data
     run_dir, config = open_run(args, dataset)
     transitions = torch.as_tensor(dataset.transitions, device=device)  # [N, sum(dims)]
     agent = Agent(dataset.dims[0], dataset.max_action, args, device)
@@ -1027,7 +1055,8 @@ def train(args: Args) -> None:
 
     def check_losses() -> None:
         """Exits with code 3 on a NaN or an infinity, before it can enter a checkpoint."""
-        for name, total in state["totals"].items():
+        weights = sum(param.detach().reshape(len(seeds), -1).sum(dim=1) for param in agent.parameters())
+        for name, total in (state["totals"] | {"weight sum": weights}).items():
             bad = [seed for seed, value in zip(seeds, total.tolist()) if not math.isfinite(value)]
             if bad:
                 where = f"{name} of seed {bad[0]} is not finite at step {state['step']}"
@@ -1105,10 +1134,15 @@ def evaluate_only(args: Args) -> None:
     saved = load_model(Path(args.eval_only), device)
     trained = Args(**{name: saved["config"][name] for name in asdict(args)})
     trained.eval_candidates = args.eval_candidates
+    if args.eval_episodes is not None:
+        trained.eval_episodes = args.eval_episodes
+    check_limits(trained)
+    if not trained.eval_episodes:
+        fail("--eval-episodes is 0, as it was in training; say how many to run")
     agent = Agent(saved["config"]["obs_dim"], saved["max_action"], trained, device)
     agent.load_state_dict(saved["agent"])
     task = load_task(trained.env_id)
-    returns, _ = evaluate(agent, lambda seed: task.make_env(), args.eval_episodes or trained.eval_episodes)
+    returns, _ = evaluate(agent, lambda seed: task.make_env(), trained.eval_episodes)
     print(summarize("score" if task.reference else "return", task.score(returns)))
     if args.capture_video:
         record_video(agent, task, Path(args.eval_only).parent)
