@@ -11,10 +11,13 @@ https://arxiv.org/abs/2405.19690
     python dtql_gaussian.py                                         # embedded dataset, no network
     python dtql_gaussian.py --env-id walker2d-medium-v2 --num-seeds 5
 
+A flag left at None takes the paper's value for the task.
+
 Each training step updates three models, in this order, on one batch of a static dataset D (algorithm 1):
   1. critics Q1, Q2, V by implicit Q-learning                                                       (Eq. 6-7)
   2. a diffusion behaviour policy by denoising,  L(φ) = E[λ(σ) |D_φ(a + σε, σ|s) - a|²]               (Eq. 2)
   3. a one-step policy,  α L_TR(θ) - E[min(Q1, Q2)(s, a_θ)] + entropy term                          (Eq. 4-5)
+
 The trust region L_TR is loss 2 at the policy's own actions, as a function of θ: low where the behaviour
 model is sure of an action. Nothing is ever sampled from the diffusion model. All seeds train together:
 parameters, batches and noise have a leading seed dimension. [code] marks what the authors' code does and the
@@ -26,6 +29,7 @@ import copy
 import difflib
 import hashlib
 import http.client
+import importlib.metadata
 import itertools
 import json
 import logging
@@ -62,7 +66,7 @@ class Args:  # None: the task's setting below, or as the comment says
     seed: int = 1  # the first seed
     num_seeds: int = 1  # seeds seed, seed + 1, ... train together in this process
     device: str = "auto"  # auto (cuda if there is one), cpu, cuda, cuda:1, ...
-    compile: bool | None = None  # torch.compile, and CUDA graphs on a GPU; None: from 20 000 steps on
+    compile: bool | None = None  # --compile, --no-compile; with CUDA graphs on a GPU; None: from 20k steps on
     eval_every: int | None = None  # training steps between evaluations
     eval_episodes: int | None = None  # per evaluation and seed; 0: never evaluate, needs no environment
     eval_candidates: int = 1024  # actions per state, ranked by Q [code]; 1: the plain one-step policy
@@ -422,7 +426,7 @@ def load_task(env_id: str) -> Task:
         try:
             env = make(**options, render_mode=mode, disable_env_checker=True)
         except ModuleNotFoundError as error:
-            fail(f"cannot evaluate {env_id} ({error}); put the project's benchmark/ folder beside the script, "
+            fail(f"cannot evaluate {env_id} ({error}); put the project's benchmark/ folder beside the script "
                  "or train without evaluation: --eval-episodes 0")  # fmt: skip
         if isinstance(env.observation_space, gym.spaces.Box):
             return env
@@ -915,6 +919,7 @@ def load_model(path: Path, device: torch.device) -> dict:
 
 
 # ----------------------------------------------------------------------------------------------------- main
+PACKAGES = {"torch", "numpy", "gymnasium", "mujoco", "minari"}  # whose versions config.json keeps
 MAY_CHANGE = {"resume", "run_dir", "capture_video", "track", "wandb_project", "wandb_entity", "eval_only"}
 
 
@@ -926,7 +931,7 @@ def open_run(args: Args, dataset: Dataset) -> tuple[Path, dict]:
     config = asdict(args) | {
         "script": Path(__file__).name,
         "git_commit": subprocess.run(git, shell=True, capture_output=True, text=True).stdout.strip() or None,
-        "python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__,
+        "versions": {d.name: d.version for d in importlib.metadata.distributions() if d.name in PACKAGES},
         "dataset_source": dataset.source, "dataset_sha256": dataset.sha256, "obs_dim": dataset.dims[0],
     }  # fmt: skip
     try:
