@@ -2,7 +2,8 @@
 
     python benchmark/summarize.py benchmark/results/local-hopper-medium
 
-Each folder in the given one is the --run-dir of a finished run, less its checkpoint.pt and model.pt.
+Each folder in the given one is the --run-dir of a finished run, less its checkpoint.pt and model.pt, with
+variants.json of benchmark/variants.py and command.txt.
 """
 
 import json
@@ -13,6 +14,7 @@ import h5py
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
+TIMES = {"train_seconds": "training", "eval_seconds": "evaluating"}
 
 
 def dataset_score(env_id: str) -> float:
@@ -36,30 +38,38 @@ def curve(run: Path) -> dict[int, np.ndarray]:
 
 
 def table(results: Path) -> str:
-    """Markdown: one row per run, then the mean over seeds at every evaluation."""
+    """Markdown: each run's last score, and the mean over seeds at every evaluation."""
     runs = sorted(path.parent for path in results.glob("*/result.json"))
     env_id = json.loads((runs[0] / "config.json").read_text())["env_id"]
     rows = [
-        "| policy | last score, mean ± std over seeds | each seed, last | each, best | minutes | command |",
-        "|---|---|---|---|---|---|",
-        f"| the dataset's mean episode | {dataset_score(env_id):.1f} | | | | |",
+        "| policy | score, mean ± std over seeds | each seed | each seed's best evaluation |",
+        "|---|---|---|---|",
+        f"| the dataset's mean episode | {dataset_score(env_id):.1f} | | |",
     ]
-    curves = []
+    notes = []
     for run in runs:
         result = json.loads((run / "result.json").read_text())
-        last, best = ([seed[key] for seed in result["seeds"].values()] for key in ("last", "best"))
-        minutes = (result["train_seconds"] + result["eval_seconds"]) / 60
-        command = (run / "command.txt").read_text().strip()
-        each = [", ".join(f"{x:.1f}" for x in values) for values in (last, best)]
         name = run.name.partition("-")[2].replace("-", " ")
-        spread = f"{np.mean(last):.1f} ± {np.std(last, ddof=1):.1f}"
-        rows.append(f"| {name} | {spread} | {each[0]} | {each[1]} | {minutes:.0f} | `{command}` |")
-        seen = curve(run).items()
-        points = [f"{step // 1000}k: {x.mean():.0f} ({x.min():.0f} to {x.max():.0f})" for step, x in seen]
-        curves.append(f"- {name}: {', '.join(points)}")
-    return "\n".join(
-        [*rows, "", "Mean (least to greatest seed) at each evaluation, step: score:", "", *curves]
-    )
+        last, best = ([seed[key] for seed in result["seeds"].values()] for key in ("last", "best"))
+        rows.append(f"| {name} | {spread(last)} | {each(last)} | {each(best)} |")
+        for variant, scores in json.loads((run / "variants.json").read_text()).items():
+            means = np.mean(scores, axis=1)
+            rows.append(f"| {name}, acting by {variant} | {spread(means)} | {each(means)} | |")
+        points = [f"{step // 1000}k: {each(scores)}" for step, scores in curve(run).items()]
+        minutes = [f"{result[key] / 60:.0f} min {what}" for key, what in TIMES.items()]
+        command = (run / "command.txt").read_text().strip()
+        notes.append(
+            f"- {name}: `{command}`, {' and '.join(minutes)}. Step, and each seed: {'; '.join(points)}."
+        )
+    return "\n".join([*rows, "", *notes])
+
+
+def spread(values) -> str:
+    return f"{np.mean(values):.1f} ± {np.std(values, ddof=1):.1f}"
+
+
+def each(values) -> str:
+    return ", ".join(f"{value:.0f}" for value in values)
 
 
 if __name__ == "__main__":

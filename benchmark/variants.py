@@ -1,0 +1,38 @@
+"""Score a trained policy when it acts by its mean, and by one sample, in place of ranking candidates by Q.
+
+    python benchmark/variants.py dtql_gaussian RUN_DIR      # writes RUN_DIR/variants.json
+
+It separates what the policy learned from what the choice among candidates adds or costs.
+"""
+
+import importlib
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+
+def main(script_name: str, run_dir: Path) -> None:
+    script = importlib.import_module(script_name)
+    device = torch.device("cpu")
+    saved = script.load_model(run_dir / "model.pt", device)
+    args = script.Args(**{name: saved["config"][name] for name in asdict(script.Args())})
+    args.eval_candidates = 1
+    agent = script.Agent(saved["config"]["obs_dim"], saved["max_action"], args, device)
+    agent.load_state_dict(saved["agent"])
+    task = script.load_task(args.env_id)
+    sample, scores = agent.policy.sample, {}
+    for name, scale in (("its mean action", 0.0), ("one sample", 1.0)):
+        agent.policy.sample = lambda obs, noise, scale=scale: sample(obs, scale * noise)
+        returns, _ = script.evaluate(agent, lambda seed: task.make_env(), args.eval_episodes)
+        scores[name] = task.score(returns).tolist()  # [seed, episode]
+        print(name, task.score(returns).mean(axis=1).round(1))
+    (run_dir / "variants.json").write_text(json.dumps(scores) + "\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))
