@@ -1,0 +1,50 @@
+"""What the README and the scripts' headers say against the files that they speak of."""
+
+import ast
+import json
+import re
+import sys
+import tomllib
+
+import pytest
+from helpers import ROOT, SCRIPTS
+
+sys.path.insert(0, str(ROOT / "benchmark"))
+import summarize  # noqa: E402
+
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_readme_shows_the_table_that_summarize_makes():
+    assert summarize.table(ROOT / "benchmark/results/local-hopper-medium") in README
+
+
+def test_every_speed_in_the_readme_stands_in_a_results_file():
+    files = (ROOT / "benchmark/results/speed").glob("*.json")
+    measured = {
+        (row["mode"], f"{row['ms_per_step']:.1f}", f"{row['ratio']:.2f}")
+        for file in files
+        for row in json.loads(file.read_text())["rows"]
+    }
+    shown = re.findall(r"^\| \d+ \| (eager|compiled) \| \d+ \| ([\d.]+) \| [\d.]+ \| ([\d.]+) ", README, re.M)
+    assert shown
+    assert set(shown) <= measured
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_the_pep_723_header_names_every_package_that_the_script_imports(script):
+    text = (ROOT / script).read_text()
+    (block,) = re.findall(r"(?m)^# /// script\n((?:#.*\n)+?)# ///$", text)
+    header = tomllib.loads("".join(line[2:] + "\n" for line in block.splitlines()))
+    declared = {re.match(r"[\w-]+", package)[0] for package in header["dependencies"]}
+    imported = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            imported.add(node.module.partition(".")[0])
+    imported -= set(sys.stdlib_module_names)
+    assert imported - {"h5py"} <= declared  # h5py comes with minari[hdf5]
+    assert any(package.startswith("minari[hdf5") for package in header["dependencies"])
+    pinned = (ROOT / "requirements.txt").read_text()
+    assert all(package in pinned for package in header["dependencies"])
