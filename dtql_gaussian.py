@@ -357,8 +357,8 @@ def open_minari(dataset_id: str):
     path = next((r / dataset_id / "data" for r in minari_roots() if (r / dataset_id / "data").exists()), None)
     here = closest(dataset_id, local_minari_ids())
     if not path and dataset_id.startswith("local/"):  # no server has these
-        fail(f"unknown env id {dataset_id!r}; closest of those here: {here}; put the project's datasets/ folder "
-             "beside the script, or give a D4RL name")  # fmt: skip
+        fail(f"unknown env id {dataset_id!r}; closest of those here: {here}; put the project's datasets/ "
+             "folder beside the script, or give a D4RL name")  # fmt: skip
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # else a line for each of its retries
     try:
         return minari.MinariDataset(path) if path else minari.load_dataset(dataset_id, download=True)
