@@ -96,42 +96,6 @@ class Args:  # None: the task's setting below, or as the comment says
 
 LOG_EVERY = 500  # steps between lines of losses, and within which a NaN is noticed
 CRITIC_LEARNING_RATE = 3e-4  # for every task [code]
-
-
-# ------------------------------------------------------------------------- settings of the paper, per task
-TASK_FIELDS = ("alpha", "expectile", "entropy_coef", "learning_rate", "lr_decay", "batch_size",
-               "pretrain_steps", "train_steps", "eval_every", "eval_episodes")  # fmt: skip
-TASKS = {  # Table 4; 1 epoch = 1000 gradient steps
-    "halfcheetah-medium-v2": (1.0, 0.7, 0.0, 3e-4, False, 256, 50_000, 1_000_000, 50_000, 10),
-    "halfcheetah-medium-replay-v2": (5.0, 0.7, 0.0, 3e-4, False, 256, 50_000, 1_000_000, 50_000, 10),
-    "halfcheetah-medium-expert-v2": (50.0, 0.7, 0.0, 3e-4, False, 256, 50_000, 1_000_000, 50_000, 10),
-    "hopper-medium-v2": (5.0, 0.7, 0.0, 1e-4, True, 256, 50_000, 1_000_000, 50_000, 10),
-    "hopper-medium-replay-v2": (5.0, 0.7, 0.0, 3e-4, False, 256, 50_000, 1_000_000, 50_000, 10),
-    "hopper-medium-expert-v2": (20.0, 0.7, 0.0, 3e-4, False, 256, 50_000, 1_000_000, 50_000, 10),
-    "walker2d-medium-v2": (5.0, 0.7, 0.0, 3e-4, True, 256, 50_000, 1_000_000, 50_000, 10),
-    "walker2d-medium-replay-v2": (5.0, 0.7, 0.0, 3e-4, True, 256, 50_000, 1_000_000, 50_000, 10),
-    "walker2d-medium-expert-v2": (5.0, 0.7, 0.0, 3e-4, True, 256, 50_000, 1_000_000, 50_000, 10),
-    "antmaze-umaze-v0": (1.0, 0.9, 1.0, 3e-4, False, 2048, 50_000, 500_000, 50_000, 100),
-    "antmaze-umaze-diverse-v0": (1.0, 0.9, 1.0, 3e-5, True, 2048, 50_000, 500_000, 50_000, 100),
-    "antmaze-medium-play-v0": (1.0, 0.9, 1.0, 3e-4, False, 2048, 50_000, 400_000, 50_000, 100),
-    "antmaze-medium-diverse-v0": (1.0, 0.9, 1.0, 3e-4, False, 2048, 50_000, 400_000, 50_000, 100),
-    "antmaze-large-play-v0": (1.0, 0.9, 1.0, 3e-4, False, 2048, 50_000, 350_000, 50_000, 100),
-    "antmaze-large-diverse-v0": (0.5, 0.9, 1.0, 3e-4, False, 2048, 50_000, 300_000, 50_000, 100),
-    "antmaze-umaze-v2": (1.0, 0.9, 1.0, 3e-4, False, 2048, 50_000, 500_000, 50_000, 100),
-    "antmaze-umaze-diverse-v2": (1.0, 0.9, 1.0, 3e-5, True, 2048, 50_000, 500_000, 50_000, 100),
-    # the authors' code stops at 400, 400, 350 and 300 thousand for the next four [code]
-    "antmaze-medium-play-v2": (1.0, 0.9, 1.0, 3e-4, False, 2048, 50_000, 500_000, 50_000, 100),
-    "antmaze-medium-diverse-v2": (1.0, 0.9, 1.0, 3e-4, False, 2048, 50_000, 500_000, 50_000, 100),
-    "antmaze-large-play-v2": (1.0, 0.9, 1.0, 3e-4, False, 2048, 50_000, 500_000, 50_000, 100),
-    "antmaze-large-diverse-v2": (0.5, 0.9, 1.0, 3e-4, False, 2048, 50_000, 500_000, 50_000, 100),
-    "pen-human-v1": (1500.0, 0.9, 0.0, 3e-5, True, 256, 50_000, 300_000, 50_000, 100),
-    "pen-cloned-v1": (1500.0, 0.7, 0.0, 1e-5, False, 256, 50_000, 200_000, 50_000, 100),
-    "kitchen-complete-v0": (200.0, 0.7, 0.0, 1e-4, True, 256, 50_000, 500_000, 50_000, 100),
-    "kitchen-partial-v0": (100.0, 0.7, 0.0, 1e-4, True, 256, 50_000, 1_000_000, 50_000, 100),
-    "kitchen-mixed-v0": (200.0, 0.7, 0.0, 3e-4, True, 256, 50_000, 500_000, 50_000, 100),
-}
-LOCAL_TASK = (20.0, 0.7, 0.0, 1e-4, True, 256, 8_000, 12_000, 3_000, 10)  # ours: see README
-OTHER_TASK = (5.0, 0.7, 0.0, 3e-4, True, 256, 50_000, 1_000_000, 50_000, 10)  # walker2d-medium-v2's
 LIMITS = {  # smallest and largest value of a flag
     "seed": (0, 2**31), "num_seeds": (1, 1024), "batch_size": (1, 2**24), "pretrain_steps": (0, 2**40),
     "train_steps": (1, 2**40), "eval_every": (1, 2**40), "eval_episodes": (0, 2**20),
@@ -141,6 +105,55 @@ LIMITS = {  # smallest and largest value of a flag
 }  # fmt: skip
 
 
+# ------------------------------------------------------------------------- settings of the paper, per task
+TASK_FIELDS = ("alpha", "expectile", "learning_rate", "lr_decay", "batch_size",
+               "pretrain_steps", "train_steps", "eval_every", "eval_episodes")  # fmt: skip
+TASKS = {  # Table 4; 1 epoch = 1000 gradient steps
+    "halfcheetah-medium-v2": (1.0, 0.7, 3e-4, False, 256, 50_000, 1_000_000, 50_000, 10),
+    "halfcheetah-medium-replay-v2": (5.0, 0.7, 3e-4, False, 256, 50_000, 1_000_000, 50_000, 10),
+    "halfcheetah-medium-expert-v2": (50.0, 0.7, 3e-4, False, 256, 50_000, 1_000_000, 50_000, 10),
+    "hopper-medium-v2": (5.0, 0.7, 1e-4, True, 256, 50_000, 1_000_000, 50_000, 10),
+    "hopper-medium-replay-v2": (5.0, 0.7, 3e-4, False, 256, 50_000, 1_000_000, 50_000, 10),
+    "hopper-medium-expert-v2": (20.0, 0.7, 3e-4, False, 256, 50_000, 1_000_000, 50_000, 10),
+    "walker2d-medium-v2": (5.0, 0.7, 3e-4, True, 256, 50_000, 1_000_000, 50_000, 10),
+    "walker2d-medium-replay-v2": (5.0, 0.7, 3e-4, True, 256, 50_000, 1_000_000, 50_000, 10),
+    "walker2d-medium-expert-v2": (5.0, 0.7, 3e-4, True, 256, 50_000, 1_000_000, 50_000, 10),
+    "antmaze-umaze-v0": (1.0, 0.9, 3e-4, False, 2048, 50_000, 500_000, 50_000, 100),
+    "antmaze-umaze-diverse-v0": (1.0, 0.9, 3e-5, True, 2048, 50_000, 500_000, 50_000, 100),
+    "antmaze-medium-play-v0": (1.0, 0.9, 3e-4, False, 2048, 50_000, 400_000, 50_000, 100),
+    "antmaze-medium-diverse-v0": (1.0, 0.9, 3e-4, False, 2048, 50_000, 400_000, 50_000, 100),
+    "antmaze-large-play-v0": (1.0, 0.9, 3e-4, False, 2048, 50_000, 350_000, 50_000, 100),
+    "antmaze-large-diverse-v0": (0.5, 0.9, 3e-4, False, 2048, 50_000, 300_000, 50_000, 100),
+    "antmaze-umaze-v2": (1.0, 0.9, 3e-4, False, 2048, 50_000, 500_000, 50_000, 100),
+    "antmaze-umaze-diverse-v2": (1.0, 0.9, 3e-5, True, 2048, 50_000, 500_000, 50_000, 100),
+    # the authors' code stops at 400, 400, 350 and 300 thousand for the next four [code]
+    "antmaze-medium-play-v2": (1.0, 0.9, 3e-4, False, 2048, 50_000, 500_000, 50_000, 100),
+    "antmaze-medium-diverse-v2": (1.0, 0.9, 3e-4, False, 2048, 50_000, 500_000, 50_000, 100),
+    "antmaze-large-play-v2": (1.0, 0.9, 3e-4, False, 2048, 50_000, 500_000, 50_000, 100),
+    "antmaze-large-diverse-v2": (0.5, 0.9, 3e-4, False, 2048, 50_000, 500_000, 50_000, 100),
+    "pen-human-v1": (1500.0, 0.9, 3e-5, True, 256, 50_000, 300_000, 50_000, 100),
+    "pen-cloned-v1": (1500.0, 0.7, 1e-5, False, 256, 50_000, 200_000, 50_000, 100),
+    "kitchen-complete-v0": (200.0, 0.7, 1e-4, True, 256, 50_000, 500_000, 50_000, 100),
+    "kitchen-partial-v0": (100.0, 0.7, 1e-4, True, 256, 50_000, 1_000_000, 50_000, 100),
+    "kitchen-mixed-v0": (200.0, 0.7, 3e-4, True, 256, 50_000, 500_000, 50_000, 100),
+}
+LOCAL_TASK = (20.0, 0.7, 1e-4, True, 256, 8_000, 12_000, 3_000, 10)  # ours: see README
+OTHER_TASK = (5.0, 0.7, 3e-4, True, 256, 50_000, 1_000_000, 50_000, 10)  # walker2d-medium-v2's
+
+
+def settings_of(env_id: str) -> dict:
+    """What the flags that were not given become."""
+    row = TASKS.get(env_id, LOCAL_TASK if env_id.startswith("local/") else OTHER_TASK)
+    entropy_coef = 1.0 if env_id.startswith("antmaze") else 0.0
+    return dict(zip(TASK_FIELDS, row, strict=True)) | {"entropy_coef": entropy_coef}
+
+
+def adjust_reward(env_id: str, reward: np.ndarray, returns: np.ndarray) -> np.ndarray:
+    """AntMaze r - 1, else as stored [code]. returns: of each episode of the dataset."""
+    return reward - 1 if env_id.startswith("antmaze") else reward
+
+
+# --------------------------------------------------------------------------------------------- flags' values
 def fail(message: str) -> NoReturn:
     """Bad input: one line on stderr, exit code 2."""
     print(f"{Path(__file__).name}: {' '.join(message.split())}", file=sys.stderr)
@@ -164,12 +177,12 @@ def check_limits(args: Args) -> None:
 
 def resolve(args: Args) -> torch.device:
     """Fill in the task's settings and check every flag; exits with code 2 on a bad one."""
-    settings = TASKS.get(args.env_id, LOCAL_TASK if args.env_id.startswith("local/") else OTHER_TASK)
-    for name, value in zip(TASK_FIELDS, settings, strict=True):
+    settings = settings_of(args.env_id)
+    for name, value in settings.items():
         if getattr(args, name) is None:
             setattr(args, name, value)
     if args.env_id not in TASKS:
-        chosen = ", ".join(f"{name} {getattr(args, name)}" for name in TASK_FIELDS)
+        chosen = ", ".join(f"{name} {getattr(args, name)}" for name in settings)
         print(f"{args.env_id} is not in the paper; settings: {chosen}")
     if args.checkpoint_every is None:
         args.checkpoint_every = args.eval_every
@@ -185,7 +198,8 @@ def resolve(args: Args) -> torch.device:
 
 def choose_compile(args: Args, device: torch.device) -> None:
     if args.compile is None:  # it takes about a minute
-        args.compile = args.pretrain_steps + args.train_steps >= 20_000 and can_compile(device)
+        steps = sum(getattr(args, f"{name}_steps") for name in PHASES)
+        args.compile = steps >= 20_000 and can_compile(device)
     elif args.compile and not can_compile(device):
         fail("--compile needs a C++ compiler and Python's headers (g++, python3-dev); or use --no-compile")
 
@@ -246,7 +260,8 @@ def load_dataset(env_id: str) -> Dataset:
 
     Exits with code 2 if the data is not there, cannot be read, or is not fit for training.
     """
-    path, max_action, rows, *columns = load_minari(env_id) if "/" in env_id else load_d4rl(env_id)
+    load = load_minari if "/" in env_id else load_d4rl
+    path, max_action, returns, rows, *columns = load(env_id)
     if not len(rows):
         fail(f"{path} holds no transitions; remove it to fetch it again, or choose another dataset")
     with np.errstate(over="ignore"):  # float64 beyond float32 becomes infinite, and is refused below
@@ -260,17 +275,19 @@ def load_dataset(env_id: str) -> Dataset:
     if len(outside):
         fail(f"{path}: the action in row {rows[outside[0]]} (one of {len(outside)}) is outside the bounds "
              f"±{np.asarray(max_action).tolist()}: {columns[1][outside[0]].tolist()}; rescale")  # fmt: skip
+    columns[2] = adjust_reward(env_id, columns[2], returns)
     file = path / "main_data.hdf5" if path.is_dir() else path
     with open(file, "rb") as opened:
         digest = hashlib.file_digest(opened, "sha256").hexdigest()
     transitions = np.concatenate(columns, axis=1)
-    print(f"{env_id}: {len(transitions)} transitions from {file}\nsha256 {digest}")
+    episodes = f"{len(returns)} episodes with mean return {np.mean(returns):.1f}"
+    print(f"{env_id}: {len(transitions)} transitions, {episodes}, from {file}\nsha256 {digest}")
     dims = [column.shape[1] for column in columns]
     return Dataset(transitions, dims, np.broadcast_to(max_action, dims[1]).tolist(), str(file), digest)
 
 
 def load_d4rl(name: str) -> tuple:
-    """(path, max_action, file row, obs, action, reward, next_obs, terminal) as D4RL's `qlearning_dataset`."""
+    """(path, max_action, returns, file row, obs, action, ..., terminal) as D4RL's `qlearning_dataset`."""
     import h5py
 
     if name not in D4RL_FILES:
@@ -290,9 +307,15 @@ def load_d4rl(name: str) -> tuple:
         fail(f"{path}: its arrays differ in length; remove it to fetch it again")
     timeout = timeout[0].astype(bool) if timeout else kitchen_timeouts(terminal.astype(bool))
     keep = ~timeout[:-1]  # row i leads to row i + 1, but not at a timeout; the last row leads nowhere
-    reward = reward - 1.0 if name.startswith("antmaze") else reward  # [code]
     rows = np.flatnonzero(keep)
-    return path, 1.0, rows, obs[rows], action[rows], reward[rows], obs[rows + 1], terminal[rows]
+    returns = episode_returns(reward, timeout | terminal.astype(bool))
+    return path, 1.0, returns, rows, obs[rows], action[rows], reward[rows], obs[rows + 1], terminal[rows]
+
+
+def episode_returns(reward: np.ndarray, end: np.ndarray) -> np.ndarray:
+    """The return of each episode whose last row is there; of all rows together if no episode ends."""
+    ends = np.flatnonzero(end) if end.any() else [-1]
+    return np.diff(np.cumsum(reward, dtype=np.float64)[ends], prepend=0)
 
 
 def kitchen_timeouts(terminal: np.ndarray) -> np.ndarray:
@@ -372,7 +395,7 @@ def open_minari(dataset_id: str):
 
 
 def load_minari(dataset_id: str) -> tuple:
-    """(path, max_action, row, obs, action, reward, next_obs, terminal); truncation is no terminal state."""
+    """(path, max_action, returns, row, obs, action, ..., terminal); truncation is no terminal state."""
     import gymnasium as gym
 
     dataset = open_minari(dataset_id)
@@ -384,10 +407,11 @@ def load_minari(dataset_id: str) -> tuple:
     except Exception as error:  # whatever h5py raises on a damaged file
         fail(f"{path} is truncated or not a Minari dataset ({error}); remove it to fetch it again")
     if not episodes:
-        return path, space.high, *(np.zeros((0, 1)) for _ in range(6))
+        return path, space.high, *(np.zeros((0, 1)) for _ in range(7))
     parts = [(obs[:-1], e.actions, e.rewards, obs[1:], e.terminations) for obs, e in episodes]
     columns = [np.concatenate(column) for column in zip(*parts)]
-    return path, space.high, np.arange(len(columns[0])), *columns
+    returns = np.array([np.sum(e.rewards) for _, e in episodes])
+    return path, space.high, returns, np.arange(len(columns[0])), *columns
 
 
 def flatten(space, obs) -> np.ndarray:
@@ -447,9 +471,8 @@ def check_task(task: Task, dataset: Dataset) -> None:
              f"{sizes}; is it another task's?")  # fmt: skip
 
 
-# ------------------------------------------------------------------------------------------------- networks
+# ---------------------------------------------------------------------------------------------------- layers
 HIDDEN_DIM = 256
-TIME_DIM = 16
 
 
 class Linear(nn.Module):
@@ -488,13 +511,17 @@ class Mish(nn.Module):
         return x * w / (2 - w)
 
 
-def mlp(generators, in_dim: int, out_dim: int, activation: Callable, layer_norm=False) -> nn.Sequential:
-    """Three hidden layers of HIDDEN_DIM; with layer_norm, each is normalised before its activation."""
+def mlp(generators, in_dim: int, out_dim: int, activation: Callable, hidden=3, layer_norm=False):
+    """`hidden` layers of HIDDEN_DIM; with layer_norm, each is normalised before its activation."""
     layers: list[nn.Module] = []
-    for dim in (in_dim, HIDDEN_DIM, HIDDEN_DIM):
+    for dim in [in_dim] + [HIDDEN_DIM] * (hidden - 1):
         norm = [LayerNorm(len(generators), HIDDEN_DIM)] if layer_norm else []
         layers += [Linear(generators, dim, HIDDEN_DIM), *norm, activation()]
     return nn.Sequential(*layers, Linear(generators, HIDDEN_DIM, out_dim))
+
+
+# ------------------------------------------------------------------------------------------ denoiser network
+TIME_DIM = 16
 
 
 class Denoiser(nn.Module):
@@ -579,7 +606,7 @@ class VNetwork(nn.Module):
 
 
 def value_loss(q: Tensor, v: Tensor, expectile: float) -> Tensor:
-    """Expectile regression of V to the current min(Q1, Q2), no gradient to Q [code] (Eq. 6); [seed]."""
+    """Expectile regression of V to min(Q1, Q2), with no gradient to q [seed, 2, batch] (Eq. 6); [seed]."""
     u = q.detach().amin(dim=1) - v  # [seed, batch]
     return (torch.where(u < 0, 1 - expectile, expectile) * u.square()).mean(dim=1)
 
@@ -622,75 +649,7 @@ def nll_loss(mean: Tensor, std: Tensor, action: Tensor, max_action: Tensor) -> T
     return (z.square() / 2 + std.log() + math.log(2 * math.pi) / 2).sum(dim=-1).mean(dim=1)
 
 
-# --------------------------------------------------------------------------------------------------- update
-class Agent(nn.Module):
-    """The networks of all seeds and their optimisers."""
-
-    def __init__(self, obs_dim: int, max_action: list[float], args: Args, device: torch.device):
-        super().__init__()
-        self.args = args
-        generators = [torch.Generator().manual_seed(derive_seed(seed, 0)) for seed in seeds_of(args)]
-        sizes = (generators, obs_dim, len(max_action))
-        self.register_buffer("max_action", torch.tensor(max_action))  # [action_dim]
-        self.register_buffer("trained", torch.zeros(()))  # training steps done, for the cosine decay
-        self.q = QNetworks(*sizes)
-        self.v = VNetwork(generators, obs_dim)
-        self.denoiser = Denoiser(*sizes)
-        self.policy = GaussianPolicy(*sizes, self.max_action)
-        self.target_q = copy.deepcopy(self.q).requires_grad_(False)  # for acting only [code]
-        self.to(device)
-        self.learning_rates = {"critic": CRITIC_LEARNING_RATE, "denoiser": args.learning_rate}
-        self.learning_rates["policy"] = args.learning_rate
-        self.optimizers = {
-            "critic": adam([*self.q.parameters(), *self.v.parameters()], CRITIC_LEARNING_RATE),
-            "denoiser": adam(self.denoiser.parameters(), args.learning_rate),
-            "policy": adam(self.policy.parameters(), args.learning_rate),
-        }
-
-
-def pretrain_update(agent: Agent, batch: tuple[Tensor, ...], u: Tensor, eps: Tensor) -> dict[str, Tensor]:
-    """One gradient step of critics and behaviour model: all of a pretraining step. Losses [seed].
-
-    batch: obs, action, reward, next_obs, terminal [seed, batch, dim]; u: uniform noise [2, seed, batch, 1];
-    eps: normal noise [3, seed, batch, action_dim]; this half of the update uses the first of each.
-    """
-    args = agent.args
-    obs, action, reward, next_obs, terminal = batch
-    q, v = agent.q(obs, action), agent.v(obs)  # [seed, 2, batch], [seed, batch]
-    with torch.no_grad():
-        next_v = agent.v(next_obs)  # [seed, batch]
-    loss_v = value_loss(q, v, args.expectile)
-    loss_q = q_loss(q, reward.squeeze(-1), terminal.squeeze(-1), next_v, args.discount)
-    minimize(loss_v + loss_q, agent.optimizers["critic"])
-
-    bc_loss = denoising_loss(agent.denoiser, action, obs, u[0], eps[0], agent.max_action, args)  # Eq. 2
-    minimize(bc_loss, agent.optimizers["denoiser"])
-    losses = {"value_loss": loss_v, "q_loss": loss_q, "v": v.mean(dim=1), "bc_loss": bc_loss}
-    return {name: loss.detach() for name, loss in losses.items()}
-
-
-def train_update(agent: Agent, batch: tuple[Tensor, ...], u: Tensor, eps: Tensor) -> dict[str, Tensor]:
-    """One training step (algorithm 1): critics, behaviour model, then the policy on the same batch."""
-    args, max_action = agent.args, agent.max_action
-    losses = pretrain_update(agent, batch, u, eps)
-    obs, action, *_ = batch
-    mean, std = agent.policy(obs)
-    policy_action = max_action * torch.tanh(mean + std * eps[1])  # a_θ [seed, batch, action_dim]
-    denoiser = frozen(agent.denoiser)
-    trust_region_loss = denoising_loss(denoiser, policy_action, obs, u[1], eps[2], max_action, args)  # Eq. 4
-    policy_q = frozen(agent.q)(obs, policy_action).amin(dim=1).mean(dim=1)  # [seed]
-    nll = nll_loss(mean, std, action, max_action)
-    loss = args.alpha * trust_region_loss - policy_q + args.entropy_coef * nll  # Eq. 5
-    minimize(loss, agent.optimizers["policy"])
-    finish_step(agent)
-    losses |= {"trust_region_loss": trust_region_loss, "policy_q": policy_q, "nll_loss": nll}
-    return {name: loss.detach() for name, loss in losses.items()}
-
-
-PHASES = {"pretrain": pretrain_update, "train": train_update}  # for --{phase}-steps each, in this order
-
-
-# ------------------------------------------------------------------------------------------------- stepping
+# ---------------------------------------------------------------------------------------------- optimisation
 def seeds_of(args: Args) -> range:
     return range(args.seed, args.seed + args.num_seeds)
 
@@ -700,12 +659,14 @@ def derive_seed(seed: int, *purpose: int) -> int:
     return int(np.random.SeedSequence([seed, *purpose]).generate_state(1)[0])
 
 
-def adam(params, learning_rate: float) -> torch.optim.Adam:
-    """Adam in one kernel, its learning rate on the device so that a CUDA graph can change it."""
+def adam(params, learning_rate: float, kind=torch.optim.Adam) -> torch.optim.Optimizer:
+    """Adam or AdamW in one kernel, its learning rate on the device so that a CUDA graph can change it."""
     params = list(params)
     device = params[0].device
     rate = torch.tensor(learning_rate, device=device)
-    return torch.optim.Adam(params, rate, fused=True, capturable=device.type == "cuda")
+    optimizer = kind(params, rate, fused=True, capturable=device.type == "cuda")
+    optimizer.param_groups[0]["initial_lr"] = learning_rate
+    return optimizer
 
 
 def minimize(loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
@@ -723,38 +684,53 @@ def frozen(network: nn.Module) -> Callable:
 
 
 @torch.no_grad()
-def finish_step(agent: Agent) -> None:
-    """What closes a training step: the target Q's moving average and the learning rates' cosine decay."""
-    for target, param in zip(agent.target_q.parameters(), agent.q.parameters()):
-        target.lerp_(param, agent.args.tau)
-    agent.trained += 1
-    if agent.args.lr_decay:
-        decay = (1 + torch.cos(agent.trained * (math.pi / agent.args.train_steps))) / 2
-        for name, learning_rate in agent.learning_rates.items():
-            agent.optimizers[name].param_groups[0]["lr"].copy_(learning_rate * decay)
+def update_target(target: nn.Module, network: nn.Module, tau: float) -> None:
+    """Exponential moving average of the network's weights."""
+    for old, new in zip(target.parameters(), network.parameters()):
+        old.lerp_(new, tau)
 
 
-def draw(transitions: Tensor, dims: list[int], generators: list[torch.Generator], args: Args) -> tuple:
-    """Batch, u and eps of one step, as the updates take them. Each seed draws from its own generator, so that
-    it sees the same batches and noise whatever trains beside it."""
-    n, (_, action_dim, *_), on = args.batch_size, dims, {"device": transitions.device}
+@torch.no_grad()
+def decay_learning_rates(optimizers, trained: Tensor, steps: int) -> None:
+    """Cosine from the initial learning rate to 0; trained: steps done, of `steps`."""
+    decay = (1 + torch.cos(trained * (math.pi / steps))) / 2
+    for optimizer in optimizers:
+        group = optimizer.param_groups[0]
+        group["lr"].copy_(group["initial_lr"] * decay)
+
+
+@dataclass
+class Phase:
+    """One of a script's training phases, --{its name}-steps long."""
+
+    update: Callable  # (agent, batch, u, eps) -> losses [seed] by name; does one gradient step of each model
+    uniform: int  # how many numbers u ~ U(0, 1) a step takes per transition
+    normal: int  # how many eps ~ N(0, I), each of the actions' size
+    start: Callable = lambda agent: None  # called once, before the first step
+    batch_size: str = "batch_size"  # the flag that holds it
+
+
+def draw(transitions: Tensor, dims: list[int], generators: list[torch.Generator], args: Args, phase: Phase):
+    """Batch, u [uniform, seed, batch, 1] and eps [normal, seed, batch, action_dim] of one step. Each seed
+    draws from its own generator, so that it sees the same whatever trains beside it."""
+    n, on = getattr(args, phase.batch_size), {"device": transitions.device}
     rows = torch.stack([torch.randint(len(transitions), (n,), generator=g, **on) for g in generators])
-    u = torch.stack([torch.rand(2, n, 1, generator=g, **on) for g in generators], dim=1)
-    eps = torch.stack([torch.randn(3, n, action_dim, generator=g, **on) for g in generators], dim=1)
-    return transitions[rows].split(dims, dim=-1), u, eps
+    u = torch.stack([torch.rand(phase.uniform, n, 1, generator=g, **on) for g in generators], dim=1)
+    eps = [torch.randn(phase.normal, n, dims[1], generator=g, **on) for g in generators]
+    return transitions[rows].split(dims, dim=-1), u, torch.stack(eps, dim=1)
 
 
-def make_step(agent: Agent, transitions: Tensor, dims: list[int], generators, update: Callable, totals: dict):
+def make_step(agent: nn.Module, transitions: Tensor, dims: list[int], generators, phase: Phase, totals: dict):
     """A function of no arguments that does one gradient step and adds its losses to totals, on the device.
 
     With --compile on CUDA, three eager steps come first, then one CUDA graph of the whole step is captured
     and replayed from there on: draws, losses, backward, Adam, decay; nothing waits for the host.
     """
-    if agent.args.compile:
-        update = torch.compile(update)
+    update = torch.compile(phase.update) if agent.args.compile else phase.update
 
     def step() -> None:
-        for name, loss in update(agent, *draw(transitions, dims, generators, agent.args)).items():
+        drawn = draw(transitions, dims, generators, agent.args, phase)
+        for name, loss in update(agent, *drawn).items():
             totals.setdefault(name, torch.zeros_like(loss)).add_(loss)
 
     if not (agent.args.compile and transitions.is_cuda):
@@ -777,6 +753,79 @@ def make_step(agent: Agent, transitions: Tensor, dims: list[int], generators, up
         graph.replay()
 
     return replayed_step
+
+
+# --------------------------------------------------------------------------------------------------- update
+class Agent(nn.Module):
+    """The networks of all seeds and their optimisers."""
+
+    def __init__(self, obs_dim: int, max_action: list[float], args: Args, device: torch.device):
+        super().__init__()
+        self.args = args
+        generators = [torch.Generator().manual_seed(derive_seed(seed, 0)) for seed in seeds_of(args)]
+        sizes = (generators, obs_dim, len(max_action))
+        self.register_buffer("max_action", torch.tensor(max_action))  # [action_dim]
+        self.register_buffer("trained", torch.zeros(()))  # training steps done, for the cosine decay
+        self.q = QNetworks(*sizes)
+        self.v = VNetwork(generators, obs_dim)
+        self.denoiser = Denoiser(*sizes)
+        self.policy = GaussianPolicy(*sizes, self.max_action)
+        self.target_q = copy.deepcopy(self.q).requires_grad_(False)  # for acting only [code]
+        self.to(device)
+        self.optimizers = {
+            "critic": adam([*self.q.parameters(), *self.v.parameters()], CRITIC_LEARNING_RATE),
+            "denoiser": adam(self.denoiser.parameters(), args.learning_rate),
+            "policy": adam(self.policy.parameters(), args.learning_rate),
+        }
+
+
+def pretrain_update(agent: Agent, batch: tuple[Tensor, ...], u: Tensor, eps: Tensor) -> dict[str, Tensor]:
+    """One gradient step of critics and behaviour model: all of a pretraining step. Losses [seed].
+
+    batch: obs, action, reward, next_obs, terminal [seed, batch, dim]; u: uniform noise [.., seed, batch, 1];
+    eps: normal noise [.., seed, batch, action_dim].
+    """
+    args = agent.args
+    obs, action, reward, next_obs, terminal = batch
+    q, v = agent.q(obs, action), agent.v(obs)  # [seed, 2, batch], [seed, batch]
+    with torch.no_grad():
+        next_v = agent.v(next_obs)  # [seed, batch]
+    loss_v = value_loss(q, v, args.expectile)  # of the current Q [code]
+    loss_q = q_loss(q, reward.squeeze(-1), terminal.squeeze(-1), next_v, args.discount)
+    minimize(loss_v + loss_q, agent.optimizers["critic"])
+
+    bc_loss = denoising_loss(agent.denoiser, action, obs, u[0], eps[0], agent.max_action, args)  # Eq. 2
+    minimize(bc_loss, agent.optimizers["denoiser"])
+    losses = {"value_loss": loss_v, "q_loss": loss_q, "v": v.mean(dim=1), "bc_loss": bc_loss}
+    return {name: loss.detach() for name, loss in losses.items()}
+
+
+def train_update(agent: Agent, batch: tuple[Tensor, ...], u: Tensor, eps: Tensor) -> dict[str, Tensor]:
+    """One training step (algorithm 1): critics, behaviour model, then the policy on the same batch."""
+    args, max_action = agent.args, agent.max_action
+    losses = pretrain_update(agent, batch, u, eps)
+    obs, action, *_ = batch
+    mean, std = agent.policy(obs)
+    policy_action = max_action * torch.tanh(mean + std * eps[1])  # a_θ [seed, batch, action_dim]
+    denoiser = frozen(agent.denoiser)
+    trust_region_loss = denoising_loss(denoiser, policy_action, obs, u[1], eps[2], max_action, args)  # Eq. 4
+    policy_q = frozen(agent.q)(obs, policy_action).amin(dim=1).mean(dim=1)  # [seed]
+    nll = nll_loss(mean, std, action, max_action)
+    loss = args.alpha * trust_region_loss - policy_q + args.entropy_coef * nll  # Eq. 5
+    minimize(loss, agent.optimizers["policy"])
+
+    agent.trained += 1
+    update_target(agent.target_q, agent.q, args.tau)
+    if args.lr_decay:
+        decay_learning_rates(agent.optimizers.values(), agent.trained, args.train_steps)
+    losses |= {"trust_region_loss": trust_region_loss, "policy_q": policy_q, "nll_loss": nll}
+    return {name: loss.detach() for name, loss in losses.items()}
+
+
+PHASES = {
+    "pretrain": Phase(pretrain_update, uniform=1, normal=1),
+    "train": Phase(train_update, uniform=2, normal=3),
+}
 
 
 # ----------------------------------------------------------------------------------------------- evaluation
@@ -998,8 +1047,8 @@ def train(args: Args) -> None:
     agent = Agent(dataset.dims[0], dataset.max_action, args, device)
     generators = [torch.Generator(device).manual_seed(derive_seed(seed, 1)) for seed in seeds]
 
-    # All that changes during a run beside networks, optimisers and generators. totals: the sum of each loss
-    # [seed] since step `logged`; history: score or return [seed, episode] of each evaluation.
+    # All that changes during a run beside networks, optimisers and generators. totals: of each phase, the sum
+    # of each loss [seed] since step `logged`; history: score or return [seed, episode] of each evaluation.
     state = {"step": 0, "logged": 0, "logged_seconds": 0.0, "evaluated": 0, "train_seconds": 0.0,
              "eval_seconds": 0.0, "metrics_bytes": 0, "totals": {}, "history": []}  # fmt: skip
     if (run_dir / "checkpoint.pt").exists():
@@ -1049,20 +1098,20 @@ def train(args: Args) -> None:
         state["evaluated"] = state["step"]
         bar.write(f"step {state['step']}: {summarize(label, state['history'][-1])}")
 
-    def log_losses() -> None:
+    def log_losses(totals: dict[str, Tensor]) -> None:
         steps, seconds = state["step"] - state["logged"], state["train_seconds"] - state["logged_seconds"]
-        means = {name: (total / steps).tolist() for name, total in state["totals"].items()}
+        means = {name: (total / steps).tolist() for name, total in totals.items()}
         log(means | {"steps_per_second": [round(steps / seconds, 2)] * len(seeds)})
         score = {label: f"{np.mean(state['history'][-1]):.1f}"} if state["history"] else {}
         bar.set_postfix(score | {name: f"{np.mean(x):.3g}" for name, x in means.items()})
         state.update(logged=state["step"], logged_seconds=state["train_seconds"])
-        for total in state["totals"].values():
+        for total in totals.values():
             total.zero_()
 
-    def check_losses() -> None:
+    def check_losses(totals: dict[str, Tensor]) -> None:
         """Exits with code 3 on a NaN or an infinity, before it can enter a checkpoint."""
         weights = sum(param.detach().reshape(len(seeds), -1).sum(dim=1) for param in agent.parameters())
-        for name, total in (state["totals"] | {"weight sum": weights}).items():
+        for name, total in (totals | {"weight sum": weights}).items():
             bad = [seed for seed, value in zip(seeds, total.tolist()) if not math.isfinite(value)]
             if bad:
                 where = f"{name} of seed {bad[0]} is not finite at step {state['step']}"
@@ -1085,15 +1134,17 @@ def train(args: Args) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C ends it at once
 
     signal.signal(signal.SIGINT, on_interrupt)
-    phases, end = [], 0  # end and step function of each
-    for name, update in PHASES.items():
-        start, end = end, end + getattr(args, f"{name}_steps")
-        phases.append((end, make_step(agent, transitions, dataset.dims, generators, update, state["totals"])))
+    phases, end = {}, 0  # first step, end and step function of each
+    for name, phase in PHASES.items():
+        first, end = end, end + getattr(args, f"{name}_steps")
+        totals = state["totals"].setdefault(name, {})
+        phases[name] = first, end, make_step(agent, transitions, dataset.dims, generators, phase, totals)
+    last_first = first
     bar = tqdm(total=end, initial=state["step"], disable=None, dynamic_ncols=True, unit="step")
     checkpointed = state["step"]
     while True:
         step = state["step"]
-        trained = step - start  # steps of the last phase, the one that trains the policy
+        trained = step - last_first  # steps of the last phase, the one that trains the policy
         due = trained > 0 and (trained % args.eval_every == 0 or step == end)
         if task and due and state["evaluated"] < step:
             run_evaluation()
@@ -1108,7 +1159,12 @@ def train(args: Args) -> None:
             raise SystemExit(130)
         if step == end:
             break
-        phase_end, run_step = next(phase for phase in phases if step < phase[0])
+        name = next(name for name in phases if step < phases[name][1])
+        first, phase_end, run_step = phases[name]
+        totals = state["totals"][name]
+        bar.set_description(name)
+        if step == first:
+            PHASES[name].start(agent)
         ahead = [every - step % every for every in (LOG_EVERY, args.checkpoint_every)]
         clock = time.perf_counter()
         for _ in range(min(*ahead, args.eval_every - trained % args.eval_every, phase_end - step)):
@@ -1120,9 +1176,9 @@ def train(args: Args) -> None:
             torch.cuda.synchronize(device)
         state["train_seconds"] += time.perf_counter() - clock
         bar.update(state["step"] - step)
-        check_losses()
+        check_losses(totals)
         if state["step"] % LOG_EVERY == 0 or state["step"] == phase_end:
-            log_losses()
+            log_losses(totals)
 
     bar.close()
     metrics.close()
