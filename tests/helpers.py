@@ -1,4 +1,4 @@
-"""What the tests share: the scripts, loading and running them, and small files in D4RL's layout."""
+"""What the tests share: the scripts, loading and running them, small agents, files in D4RL's layout."""
 
 import functools
 import importlib.util
@@ -9,9 +9,18 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import torch
 
 ROOT = Path(__file__).resolve().parents[1]
-SCRIPTS = ["dtql_gaussian.py"]
+SCRIPTS = ["dtql_gaussian.py", "dtql_implicit.py", "kl_distill.py", "srpo.py"]
+OBS_DIM, MAX_ACTION = 5, [1.0, 0.4]
+DIMS = [OBS_DIM, len(MAX_ACTION), 1, OBS_DIM, 1]  # obs, action, reward, next_obs, terminal
+SETTINGS = {  # of the small agents, as far as a script has the flag
+    "alpha": 5.0, "beta": 0.5, "expectile": 0.7, "entropy_coef": 0.5, "learning_rate": 1e-3, "lr_decay": True,
+    "batch_size": 16, "behavior_batch_size": 24, "policy_layers": 2, "normalize_q_gradient": False,
+    "pretrain_steps": 2, "train_steps": 3, "critic_steps": 2, "behavior_steps": 2, "policy_steps": 3,
+    "compile": False,
+}  # fmt: skip
 CLOSED_PORT = "http://127.0.0.1:9"  # "discard": nothing listens there
 
 
@@ -23,6 +32,35 @@ def load_script(name: str):
     sys.modules[spec.name] = module  # where pickle and dataclasses look
     spec.loader.exec_module(module)
     return module
+
+
+def generators(*seeds: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def training_generators(script, *seeds: int) -> list[torch.Generator]:
+    return generators(*(script.derive_seed(seed, 1) for seed in seeds))
+
+
+def make_args(script, **changes):
+    known = script.Args.__dataclass_fields__
+    return script.Args(**{name: x for name, x in SETTINGS.items() if name in known} | changes)
+
+
+def make_agent(script, device: str = "cpu", **changes):
+    return script.Agent(OBS_DIM, MAX_ACTION, make_args(script, **changes), torch.device(device))
+
+
+def make_transitions(n: int = 200) -> torch.Tensor:
+    """Random rows as the scripts hold them; every fourth one is terminal."""
+    (g,) = generators(0)
+    obs, action, reward, next_obs, _ = torch.randn(n, sum(DIMS), generator=g).split(DIMS, dim=1)
+    terminal = (torch.arange(n) % 4 == 0).float().unsqueeze(1)
+    return torch.cat([obs, torch.tensor(MAX_ACTION) * action.tanh(), reward, next_obs, terminal], dim=1)
+
+
+def doubled(batch, u, eps) -> tuple:
+    return [x.double() for x in batch], u.double(), eps.double()
 
 
 def fast_flags(script: str) -> list[str]:

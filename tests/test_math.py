@@ -1,53 +1,22 @@
-"""The mathematics of dtql_gaussian.py against closed forms, SciPy, and a literal transcription."""
+"""The mathematics that the four scripts share, in dtql_gaussian.py, against closed forms and SciPy."""
 
 import copy
+import functools
 import itertools
 import math
 import random
 
+import helpers
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import load_script
+from helpers import MAX_ACTION, OBS_DIM, generators, load_script
 from scipy import optimize, stats
 from torch import nn
 
 dtql = load_script("dtql_gaussian.py")
-CPU = torch.device("cpu")
-OBS_DIM, MAX_ACTION = 5, [1.0, 0.4]
-DIMS = [OBS_DIM, len(MAX_ACTION), 1, OBS_DIM, 1]  # obs, action, reward, next_obs, terminal
-
-
-def generators(*seeds: int) -> list[torch.Generator]:
-    return [torch.Generator().manual_seed(seed) for seed in seeds]
-
-
-def training_generators(*seeds: int) -> list[torch.Generator]:
-    return generators(*(dtql.derive_seed(seed, 1) for seed in seeds))
-
-
-def make_args(**changes):
-    settings = {"alpha": 5.0, "expectile": 0.7, "entropy_coef": 0.5, "learning_rate": 1e-3, "lr_decay": True,
-                "batch_size": 16, "pretrain_steps": 2, "train_steps": 3, "compile": False}  # fmt: skip
-    return dtql.Args(**(settings | changes))
-
-
-def make_agent(**changes):
-    return dtql.Agent(OBS_DIM, MAX_ACTION, make_args(**changes), CPU)
-
-
-def make_transitions(n: int = 200) -> torch.Tensor:
-    """Random rows as the scripts hold them; every fourth one is terminal."""
-    (g,) = generators(0)
-    obs, action, reward, next_obs, _ = torch.randn(n, sum(DIMS), generator=g).split(DIMS, dim=1)
-    terminal = (torch.arange(n) % 4 == 0).float().unsqueeze(1)
-    return torch.cat([obs, torch.tensor(MAX_ACTION) * action.tanh(), reward, next_obs, terminal], dim=1)
-
-
-def doubled(batch, u, eps) -> tuple:
-    """u stays single: the noise levels come from it in single precision in any case."""
-    return [x.double() for x in batch], u, eps.double()
+make_args, make_agent = (functools.partial(make, dtql) for make in (helpers.make_args, helpers.make_agent))
 
 
 # -------------------------------------------------------------------------------------------- EDM schedule
@@ -287,50 +256,7 @@ def test_iql_on_a_tabular_mdp_approaches_the_optimal_q():
     assert error[3] < 0.02 < 0.3 < error[0]
 
 
-# ------------------------------------------------------------------------------------------------ networks
-def plain_mlp(in_dim: int, out_dim: int, activation, norm: bool = False) -> nn.Sequential:
-    """§2's three times (Linear 256, [LayerNorm,] activation), then a Linear, of one seed."""
-    layers = []
-    for dim in (in_dim, 256, 256):
-        layers += [nn.Linear(dim, 256), *([nn.LayerNorm(256)] if norm else []), activation()]
-    return nn.Sequential(*layers, nn.Linear(256, out_dim))
-
-
-class PlainDenoiser(nn.Module):
-    def __init__(self, obs_dim: int, action_dim: int):
-        super().__init__()
-        self.t1, self.t2 = nn.Linear(16, 32), nn.Linear(32, 16)
-        self.first = nn.Linear(action_dim + obs_dim + 16, 256)
-        self.hidden = nn.ModuleList(nn.Linear(256, 256) for _ in range(3))
-        self.last = nn.Linear(256, action_dim)
-
-    def forward(self, x, c_noise, obs):
-        angle = c_noise * torch.tensor([math.exp(-k * math.log(10_000) / 7) for k in range(8)])
-        t = self.t2(F.mish(self.t1(torch.cat([torch.sin(angle), torch.cos(angle)], dim=-1))))
-        h = self.first(torch.cat([x, obs, t], dim=-1))
-        for layer in self.hidden:
-            h = F.mish(layer(h))
-        return self.last(h)
-
-
-def layers(network: nn.Module, *kinds) -> list[nn.Module]:
-    return [module for module in network.modules() if isinstance(module, kinds)]
-
-
-@torch.no_grad()
-def plain_copy(plain: nn.Module, network: nn.Module, i: int) -> nn.Module:
-    """plain with the weights of network's i-th member."""
-    plain.to(next(network.parameters()).dtype)
-    theirs = layers(network, dtql.Linear, dtql.LayerNorm)
-    for a, b in zip(layers(plain, nn.Linear, nn.LayerNorm), theirs, strict=True):
-        assert isinstance(a, nn.Linear) == isinstance(b, dtql.Linear)
-        weight, bias = (b.weight[i].T if isinstance(b, dtql.Linear) else b.weight[i, 0]), b.bias[i, 0]
-        assert (a.weight.shape, a.bias.shape) == (weight.shape, bias.shape)
-        a.weight.copy_(weight)
-        a.bias.copy_(bias)
-    return plain
-
-
+# -------------------------------------------------------------------------------------------------- layers
 def test_mish_is_torchs_in_value_and_slope():
     extremes = torch.tensor([1e37, 1e30, 1e4, 300, 104, 89, 1e-30, 0])
     x = torch.cat([torch.linspace(-50, 50, 100_001), extremes, -extremes]).requires_grad_()
@@ -342,263 +268,6 @@ def test_mish_is_torchs_in_value_and_slope():
     assert y.dtype == torch.float32
     assert torch.allclose(y.double(), exact, rtol=1e-6, atol=1e-15)  # no NaN, and the left tail is right
     assert torch.allclose(slope.double(), exact_slope, rtol=1e-5, atol=1e-6)
-
-
-def test_networks_are_those_of_the_paper_seed_by_seed():
-    (g,) = generators(0)
-    agent = make_agent(num_seeds=2)
-    with torch.no_grad():
-        for norm in layers(agent.q, dtql.LayerNorm):  # as built: ones and zeros
-            norm.weight.uniform_(0.5, 1.5, generator=g)
-            norm.bias.uniform_(-0.5, 0.5, generator=g)
-    obs, action = torch.randn(2, 7, OBS_DIM, generator=g), torch.randn(2, 7, 2, generator=g)
-    c_noise = torch.linspace(math.log(0.002) / 4, math.log(80) / 4, 14).view(2, 7, 1)
-    denoised, q, v = agent.denoiser(action, c_noise, obs), agent.q(obs, action), agent.v(obs)
-    mean, std = agent.policy(obs)
-    assert (q.shape, v.shape, mean.shape, std.shape) == ((2, 2, 7), (2, 7), (2, 7, 2), (2, 7, 2))
-    close = lambda a, b: torch.allclose(a, b, rtol=1e-4, atol=1e-5)
-    for i in range(2):
-        plain = plain_copy(PlainDenoiser(OBS_DIM, 2), agent.denoiser, i)
-        assert close(denoised[i], plain(action[i], c_noise[i], obs[i]))
-        for j in range(2):
-            plain = plain_copy(plain_mlp(OBS_DIM + 2, 1, nn.Mish, norm=True), agent.q, 2 * i + j)
-            assert close(q[i, j], plain(torch.cat([obs[i], action[i]], dim=-1))[:, 0])
-        plain = plain_copy(plain_mlp(OBS_DIM, 1, nn.Mish), agent.v, i)
-        assert close(v[i], plain(obs[i])[:, 0])
-        plain = plain_copy(plain_mlp(OBS_DIM, 4, nn.ReLU), agent.policy, i)
-        assert close(torch.cat([mean[i], std[i].log()], dim=-1), plain(obs[i]))
-    assert not close(q[:, 0], q[:, 1])
-
-
-def test_initial_weights():
-    agent = make_agent(num_seeds=2)
-    for network in (agent.q, agent.v, agent.denoiser):
-        for layer in layers(network, dtql.Linear):  # as nn.Linear's, weights and biases U(-1/√in, 1/√in)
-            scaled = layer.weight.flatten(1) * layer.weight.shape[1] ** 0.5
-            assert scaled.abs().max() <= 1 + 1e-6
-            assert layer.bias.abs().max() <= layer.weight.shape[1] ** -0.5 + 1e-6
-            assert ((scaled.std(dim=1) * 3**0.5 - 1).abs() < 4 / scaled.shape[1] ** 0.5).all()
-            assert (scaled.mean(dim=1).abs() < 3 / scaled.shape[1] ** 0.5).all()
-            assert layer.bias.shape[-1] == 1 or layer.bias.std() > 0
-    for layer in layers(agent.policy, dtql.Linear):
-        for weight in layer.weight.mT:  # [out, in]
-            small = weight @ weight.T if len(weight) <= weight.shape[1] else weight.T @ weight
-            assert torch.allclose(small, torch.eye(len(small)), atol=1e-5)
-        assert not layer.bias.any()
-    for target, q in zip(agent.target_q.parameters(), agent.q.parameters(), strict=True):
-        assert torch.equal(target, q) and target is not q and not target.requires_grad
-
-
-def test_policy_is_a_clamped_tanh_gaussian():
-    agent, (g,) = make_agent(), generators(0)
-    obs, noise = torch.randn(1, 3, OBS_DIM, generator=g), torch.randn(1, 3, 50, 2, generator=g)
-    mean, std = agent.policy(obs)
-    action = agent.policy.sample(obs, noise)
-    by_hand = torch.tensor(MAX_ACTION) * torch.tanh(mean[:, :, None] + std[:, :, None] * noise)
-    assert torch.allclose(action, by_hand) and action.shape == noise.shape
-    assert (agent.policy.sample(obs, 1e6 * noise).abs().amax(dim=(0, 1, 2)) == torch.tensor(MAX_ACTION)).all()
-    last = layers(agent.policy, dtql.Linear)[-1]
-    with torch.no_grad():
-        last.bias[0, 0] += torch.tensor([0, 0, 100, -100])  # the outputs: two means, two log stds
-    mean_now, std = agent.policy(obs)
-    assert torch.allclose(std[0, 0], torch.tensor([2.0, -5.0]).exp()) and torch.allclose(mean_now, mean)
-
-
-def test_entropy_term_is_the_normal_density_of_the_unsquashed_dataset_action():
-    (g,) = generators(0)
-    box = torch.tensor(MAX_ACTION, dtype=torch.float64)
-    mean, action = torch.randn(2, 3, 9, 2, generator=g, dtype=torch.float64)
-    std = (0.1 + torch.rand(3, 9, 2, generator=g)).double()
-    action = box * action.tanh()
-    action[0, 0], action[0, 1] = box, -box  # on the bounds: finite
-    expected = -torch.distributions.Normal(mean, std).log_prob(torch.atanh(action / (box + 1e-3)))
-    loss = dtql.nll_loss(mean, std, action, box)
-    assert torch.isfinite(loss).all() and torch.allclose(loss, expected.sum(dim=2).mean(dim=1))
-
-
-# -------------------------------------------------------------------------------------------------- update
-class Transcription:
-    """§3-4 of one seed, literally, with plain networks, optimisers and schedulers."""
-
-    def __init__(self, agent, i: int):
-        self.args, self.box = agent.args, agent.max_action
-        self.q1 = plain_copy(plain_mlp(OBS_DIM + 2, 1, nn.Mish, norm=True), agent.q, 2 * i)
-        self.q2 = plain_copy(plain_mlp(OBS_DIM + 2, 1, nn.Mish, norm=True), agent.q, 2 * i + 1)
-        self.v = plain_copy(plain_mlp(OBS_DIM, 1, nn.Mish), agent.v, i)
-        self.denoiser = plain_copy(PlainDenoiser(OBS_DIM, 2), agent.denoiser, i)
-        self.policy = plain_copy(plain_mlp(OBS_DIM, 4, nn.ReLU), agent.policy, i)
-        self.targets = copy.deepcopy(self.q1), copy.deepcopy(self.q2)
-        critics = [*self.q1.parameters(), *self.q2.parameters(), *self.v.parameters()]
-        adam = lambda params, rate: torch.optim.Adam(params, lr=rate, foreach=False, fused=False)
-        self.optimizers = [adam(critics, 3e-4)]
-        self.optimizers += [
-            adam(n.parameters(), self.args.learning_rate) for n in (self.denoiser, self.policy)
-        ]
-        cosine = torch.optim.lr_scheduler.CosineAnnealingLR
-        self.schedulers = [cosine(o, self.args.train_steps) for o in self.optimizers if self.args.lr_decay]
-
-    def descend(self, loss, optimizer):
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-
-    def denoising(self, action, obs, u, eps):
-        sigma = torch.tensor(log_logistic(self.args)[1](u.double().numpy())).float().double()
-        data = self.args.sigma_data
-        v = sigma**2 + data**2
-        noisy = action + sigma * eps
-        output = self.denoiser(noisy / v.sqrt(), torch.log(sigma) / 4, obs)
-        denoised = torch.clamp(data**2 / v * noisy + sigma * data / v.sqrt() * output, -self.box, self.box)
-        c_out = sigma * data / v.sqrt()
-        return (((denoised - action) / c_out) ** 2).mean(dim=1).mean()
-
-    def lower_q(self, obs, action):
-        x = torch.cat([obs, action], dim=1)
-        return torch.minimum(self.q1(x), self.q2(x))[:, 0]
-
-    def pretrain_step(self, batch, u, eps):
-        args, (obs, action, reward, next_obs, terminal) = self.args, batch
-        reward, terminal = reward[:, 0], terminal[:, 0]
-        v = self.v(obs)[:, 0]
-        advantage = self.lower_q(obs, action).detach() - v
-        loss_v = ((args.expectile - (advantage < 0).double()).abs() * advantage**2).mean()
-        target = (reward + args.discount * (1 - terminal) * self.v(next_obs)[:, 0]).detach()
-        x = torch.cat([obs, action], dim=1)
-        loss_q = sum(((target - q(x)[:, 0]) ** 2).mean() for q in (self.q1, self.q2))
-        self.descend(loss_v + loss_q, self.optimizers[0])
-        bc_loss = self.denoising(action, obs, u[0], eps[0])
-        self.descend(bc_loss, self.optimizers[1])
-        return {"value_loss": loss_v, "q_loss": loss_q, "v": v.mean(), "bc_loss": bc_loss}
-
-    def train_step(self, batch, u, eps):
-        losses = self.pretrain_step(batch, u, eps)
-        args, (obs, action, *_) = self.args, batch
-        mean, log_std = self.policy(obs).chunk(2, dim=1)
-        law = torch.distributions.Normal(mean, log_std.clamp(-5, 2).exp())
-        policy_action = self.box * torch.tanh(law.mean + law.stddev * eps[1])
-        trust_region_loss = self.denoising(policy_action, obs, u[1], eps[2])
-        policy_q = self.lower_q(obs, policy_action).mean()
-        nll = -law.log_prob(torch.atanh(action / (self.box + 1e-3))).sum(dim=1).mean()
-        self.descend(args.alpha * trust_region_loss - policy_q + args.entropy_coef * nll, self.optimizers[2])
-        for target, q in zip(self.targets, (self.q1, self.q2)):
-            for old, new in zip(target.parameters(), q.parameters()):
-                old.data = args.tau * new.data + (1 - args.tau) * old.data
-        for scheduler in self.schedulers:
-            scheduler.step()
-        return losses | {"trust_region_loss": trust_region_loss, "policy_q": policy_q, "nll_loss": nll}
-
-    def networks(self, agent, i: int):
-        """Pairs of its networks and agent's of seed i, the latter as plain ones."""
-        rebuild = lambda mine, network, j: plain_copy(copy.deepcopy(mine), network, j)
-        for name in ("v", "denoiser", "policy"):
-            yield name, getattr(self, name), rebuild(getattr(self, name), getattr(agent, name), i)
-        for j, (q, target) in enumerate(zip((self.q1, self.q2), self.targets)):
-            yield f"q{j + 1}", q, rebuild(q, agent.q, 2 * i + j)
-            yield f"target q{j + 1}", target, rebuild(target, agent.target_q, 2 * i + j)
-
-
-@pytest.mark.parametrize("lr_decay", [True, False])
-def test_updates_equal_a_literal_transcription(lr_decay):
-    """Two pretraining and three training steps, of two seeds together; in double precision."""
-    agent = make_agent(num_seeds=2, lr_decay=lr_decay, tau=0.1).double()
-    plain = [Transcription(agent, i) for i in range(2)]
-    transitions, streams = make_transitions(), training_generators(1, 2)
-    rates = lambda: [float(o.param_groups[0]["lr"]) for o in agent.optimizers.values()]
-    initial = copy.deepcopy(agent)
-    for step in range(5):
-        phase = "pretrain" if step < 2 else "train"
-        batch, u, eps = doubled(*dtql.draw(transitions, DIMS, streams, agent.args))
-        assert list(agent.optimizers) == ["critic", "denoiser", "policy"]
-        assert rates() == pytest.approx([o.param_groups[0]["lr"] for o in plain[0].optimizers], abs=1e-10)
-        losses = dtql.PHASES[phase](agent, batch, u, eps)
-        for i in range(2):
-            expected = getattr(plain[i], f"{phase}_step")([x[i] for x in batch], u[:, i], eps[:, i])
-            assert losses.keys() == expected.keys()
-            for name in losses:
-                assert losses[name][i].item() == pytest.approx(expected[name].item(), rel=1e-5), (step, name)
-                assert not losses[name].requires_grad
-        if phase == "pretrain":  # moves critics and denoiser alone
-            for name in ("policy", "target_q"):
-                pairs = zip(getattr(agent, name).parameters(), getattr(initial, name).parameters())
-                assert all(torch.equal(a, b) for a, b in pairs)
-            assert rates() == pytest.approx([3e-4, 1e-3, 1e-3])  # the critic's is not --learning-rate
-    assert rates() == pytest.approx([0, 0, 0] if lr_decay else [3e-4, 1e-3, 1e-3], abs=1e-10)
-    for i in range(2):
-        for name, expected, mine in plain[i].networks(agent, i):
-            for a, b in zip(expected.parameters(), mine.parameters(), strict=True):
-                error = (a - b).abs()  # Adam magnifies rounding where a gradient is nearly 0
-                assert error.mean() < 5e-8 and error.max() < 1e-5, name
-
-
-# --------------------------------------------------------------------------------------------------- seeds
-def members(network: nn.Module, n: int) -> dict[str, torch.Tensor]:
-    """Weights as [seed, ...]: the two Q of a seed stand beside each other."""
-    return {name: p.detach().unflatten(0, (n, -1)) for name, p in network.named_parameters()}
-
-
-def run_updates(agent, seeds, steps: int = 4, order=None) -> dict[str, torch.Tensor]:
-    """A few steps in double precision, on each seed's own draws; the losses of the last one."""
-    agent.double()
-    streams = training_generators(*seeds)
-    for step in range(steps):
-        batch, u, eps = doubled(*dtql.draw(make_transitions(), DIMS, streams, agent.args))
-        if order is not None:
-            batch, u, eps = [x[order] for x in batch], u[:, order], eps[:, order]
-        losses = dtql.PHASES["pretrain" if step == 0 else "train"](agent, batch, u, eps)
-    return losses
-
-
-def test_seeds_train_together_as_they_do_alone():
-    together = make_agent(seed=4, num_seeds=3)
-    alone = [make_agent(seed=seed) for seed in (4, 5, 6)]
-    weights = members(together, 3)
-    for i, agent in enumerate(alone):
-        for name, weight in members(agent, 1).items():
-            assert torch.equal(weights[name][i], weight[0]), name  # bit for bit
-    random_ones = [w for name, w in weights.items() if w.unique().numel() > 2]
-    assert len(random_ones) > 30
-    for w in random_ones:  # no two seeds, and no Q1 and Q2, share a stream
-        assert len({tuple(x.flatten().tolist()) for x in w.flatten(0, 1)}) == w.shape[0] * w.shape[1]
-
-    transitions, streams = make_transitions(), training_generators(4, 5, 6)
-    single = [training_generators(seed) for seed in (4, 5, 6)]
-    history = []
-    for _ in range(2):
-        batch, u, eps = dtql.draw(transitions, DIMS, streams, together.args)
-        assert [x.shape for x in batch] == [(3, 16, dim) for dim in DIMS]
-        assert (u.shape, eps.shape) == ((2, 3, 16, 1), (3, 3, 16, 2))
-        for i, stream in enumerate(single):
-            batch_1, u_1, eps_1 = dtql.draw(transitions, DIMS, stream, together.args)
-            assert all(torch.equal(x[i], y[0]) for x, y in zip(batch, batch_1))  # bit for bit
-            assert torch.equal(u[:, i], u_1[:, 0]) and torch.equal(eps[:, i], eps_1[:, 0])
-        history += [*batch[0], *u.flatten(0, 1), *eps.flatten(0, 1)]
-    assert len({tuple(x.flatten().tolist()) for x in history}) == len(history)  # nothing comes twice
-    rows = {tuple(row.tolist()) for row in transitions}
-    drawn = torch.cat(batch, dim=-1).flatten(0, 1)
-    assert all(tuple(row.tolist()) in rows for row in drawn)  # rows stay whole
-
-    losses = run_updates(together, (4, 5, 6))
-    weights = members(together, 3)
-    for i, agent in enumerate(alone):
-        for name, loss in run_updates(agent, (4 + i,)).items():
-            assert loss[0].item() == pytest.approx(losses[name][i].item(), rel=1e-7)
-            assert len(losses[name].unique()) == 3
-        for name, weight in members(agent, 1).items():
-            assert torch.allclose(weights[name][i], weight[0], rtol=0, atol=1e-8), name
-
-
-def test_permuted_seeds_give_permuted_results():
-    order = torch.tensor([2, 0, 1])
-    agent, permuted = make_agent(num_seeds=3), make_agent(num_seeds=3)
-    with torch.no_grad():
-        for param in permuted.parameters():
-            param.copy_(param.unflatten(0, (3, -1))[order].flatten(0, 1))
-    losses, losses_permuted = run_updates(agent, (1, 2, 3)), run_updates(permuted, (1, 2, 3), order=order)
-    for name, loss in losses.items():
-        assert torch.allclose(loss[order], losses_permuted[name], rtol=1e-7)
-    weights = members(permuted, 3)
-    for name, weight in members(agent, 3).items():
-        assert torch.allclose(weight[order], weights[name], rtol=0, atol=1e-8), name
 
 
 # ---------------------------------------------------------------------------------------------- evaluation
@@ -741,9 +410,7 @@ def test_evaluation_with_ranked_candidates_does_not_depend_on_the_environments()
 
 
 def test_evaluation_leaves_all_random_streams_and_weights_alone():
-    agent, streams = make_agent(num_seeds=2, eval_candidates=8), training_generators(1, 2)
-    run_updates(agent, (1, 2), steps=2)
-    agent.float()
+    agent, streams = make_agent(num_seeds=2, eval_candidates=8), generators(1, 2)
     before = copy.deepcopy(agent.state_dict())
     states = [torch.get_rng_state(), *(g.get_state() for g in streams)]
     others = random.getstate(), str(np.random.get_state())
