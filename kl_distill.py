@@ -47,12 +47,12 @@ import signal
 import subprocess
 import sys
 import time
+import typing
 import urllib.request
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -160,7 +160,7 @@ def adjust_reward(env_id: str, reward: np.ndarray, returns: np.ndarray) -> np.nd
 
 
 # --------------------------------------------------------------------------------------------- flags' values
-def fail(message: str) -> NoReturn:
+def fail(message: str) -> typing.NoReturn:
     """Bad input: one line on stderr, exit code 2."""
     print(f"{Path(__file__).name}: {' '.join(message.split())}", file=sys.stderr)
     raise SystemExit(2)
@@ -860,7 +860,7 @@ PHASES = {
 @dataclass
 class Episode:
     index: int
-    env: Any
+    env: typing.Any
     obs: np.ndarray
     generator: torch.Generator  # of its noise: its own, so that no other episode shifts it
     total: float = 0.0
@@ -1241,9 +1241,13 @@ def evaluate_only(args: Args) -> None:
 def main() -> None:
     import tyro
 
-    # tyro has no pair of flags with a third state, unset
-    spelling = {"--compile": "--compile=True", "--no-compile": "--compile=False"}
-    args = tyro.cli(Args, args=[spelling.get(a, a) for a in sys.argv[1:]], description=__doc__)
+    # tyro has no pair of flags with a third state, unset: --compile and --no-compile, besides --compile True
+    pairs = [field.name.replace("_", "-") for field in fields(Args) if field.type == bool | None]
+    spelling = {f"--{name}": f"--{name}=True" for name in pairs}
+    spelling |= {f"--no-{name}": f"--{name}=False" for name in pairs}
+    values = ("True", "False", "None")
+    given = [a if b in values else spelling.get(a, a) for a, b in zip(sys.argv[1:], [*sys.argv[2:], ""])]
+    args = tyro.cli(Args, args=given, description=__doc__)
     try:
         evaluate_only(args) if args.eval_only else train(args)
     except KeyboardInterrupt:

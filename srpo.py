@@ -19,10 +19,11 @@ Three phases train one model each, on batches of a static dataset D:
   3. a deterministic policy, ascending  ∇_a Q(s, a) - (1/β) ω(t) (ε̂(a_t|s, t) - ε)                    (Eq. 15)
 
 The second term of 3 is the score of the behaviour policy: it pulls the action to where the data is, as a
-trust region does, but without the Jacobian of the diffusion model. Nothing is ever sampled from that model. It
-is the EDM denoiser that the DTQL scripts train: SRPO's own noise process, the VP-SDE, is the same process scaled
-by α_t, so only the times at which the policy meets it are SRPO's. All seeds train together: parameters, batches
-and noise have a leading seed dimension. [code] marks what the authors' code does and the paper does not say.
+trust region does, but without the Jacobian of the diffusion model. Nothing is ever sampled from that model:
+it is the EDM denoiser that the DTQL scripts train. SRPO's own noise process, the VP-SDE, is the same one
+scaled by α_t, so only the times at which the policy meets it are SRPO's. All seeds train together:
+parameters, batches and noise have a leading seed dimension. [code] marks what the authors' code does and the
+paper does not say.
 """
 
 import contextlib
@@ -45,12 +46,12 @@ import signal
 import subprocess
 import sys
 import time
+import typing
 import urllib.request
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, NoReturn
 
 import numpy as np
 import torch
@@ -70,7 +71,7 @@ class Args:  # None: the task's setting below, or as the comment says
     compile: bool | None = None  # --compile, --no-compile; with CUDA graphs on a GPU; None: from 20k steps on
     eval_every: int | None = None  # training steps between evaluations
     eval_episodes: int | None = None  # per evaluation and seed; 0: never evaluate, needs no environment
-    eval_candidates: int = 1  # a deterministic policy has one action; for the siblings' commands
+    eval_candidates: int = 1  # always 1: a deterministic policy has one action
     run_dir: str | None = None  # everything a run writes; None: runs/{env}__{script}__{seed}__{time}
     checkpoint_every: int | None = None  # steps between checkpoints; None: as --eval-every
     resume: bool = False  # continue the run in --run-dir from its last checkpoint; start it if there is none
@@ -96,7 +97,7 @@ class Args:  # None: the task's setting below, or as the comment says
     expectile: float | None = None  # τ of the expectile regression of V
     policy_layers: int | None = None  # hidden layers of the policy
     normalize_q_gradient: bool | None = None  # divide ∇_a Q by its root mean square over dims (appendix C)
-    omega: Literal["sigma_squared", "one", "alpha_over_sigma"] = "sigma_squared"  # ω(t): σ_t², 1 or α_t/σ_t
+    omega: typing.Literal["sigma_squared", "one", "alpha_over_sigma"] = "sigma_squared"  # ω(t) of Eq. 15
     baseline: bool = True  # subtract ε in Eq. 15: less variance; the authors' release does not [code]
 
 
@@ -148,7 +149,7 @@ def adjust_reward(env_id: str, reward: np.ndarray, returns: np.ndarray) -> np.nd
 
 
 # --------------------------------------------------------------------------------------------- flags' values
-def fail(message: str) -> NoReturn:
+def fail(message: str) -> typing.NoReturn:
     """Bad input: one line on stderr, exit code 2."""
     print(f"{Path(__file__).name}: {' '.join(message.split())}", file=sys.stderr)
     raise SystemExit(2)
@@ -876,7 +877,7 @@ PHASES = {
 @dataclass
 class Episode:
     index: int
-    env: Any
+    env: typing.Any
     obs: np.ndarray
     generator: torch.Generator  # of its noise: its own, so that no other episode shifts it
     total: float = 0.0
@@ -1257,9 +1258,13 @@ def evaluate_only(args: Args) -> None:
 def main() -> None:
     import tyro
 
-    # tyro has no pair of flags with a third state, unset
-    spelling = {"--compile": "--compile=True", "--no-compile": "--compile=False"}
-    args = tyro.cli(Args, args=[spelling.get(a, a) for a in sys.argv[1:]], description=__doc__)
+    # tyro has no pair of flags with a third state, unset: --compile and --no-compile, besides --compile True
+    pairs = [field.name.replace("_", "-") for field in fields(Args) if field.type == bool | None]
+    spelling = {f"--{name}": f"--{name}=True" for name in pairs}
+    spelling |= {f"--no-{name}": f"--{name}=False" for name in pairs}
+    values = ("True", "False", "None")
+    given = [a if b in values else spelling.get(a, a) for a, b in zip(sys.argv[1:], [*sys.argv[2:], ""])]
+    args = tyro.cli(Args, args=given, description=__doc__)
     try:
         evaluate_only(args) if args.eval_only else train(args)
     except KeyboardInterrupt:

@@ -1,11 +1,12 @@
-"""Time of one training step, and of the matrix products in it alone. Needs torch, numpy and the scripts.
+"""Time of one training step of each script, and of the matrix products in it alone.
 
     python benchmark/speed.py                    # one CPU thread, or the GPU if there is one
     python benchmark/speed.py --threads 2 --num-seeds 1 3
 
 The products are recorded from one eager step by their shapes and layouts, then run bare, on fresh operands,
 in turn with the steps: each round times both, so that a drift of the machine's speed cancels in their ratio.
-The sizes are walker2d's: batch 256, 17 observation and 6 action dims.
+The sizes are walker2d's: 17 observation and 6 action dims, batch 256, 2048 for SRPO's behaviour model. SRPO is
+timed in each of its phases, the others in the one that trains all models. Needs torch, numpy and the scripts.
 """
 
 import argparse
@@ -23,7 +24,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-SCRIPTS = ["dtql_gaussian"]
+STEPS = [("dtql_gaussian", "train"), ("dtql_implicit", "train"), ("kl_distill", "train"),
+         ("srpo", "critic"), ("srpo", "behavior"), ("srpo", "policy")]  # script, phase  # fmt: skip
 OBS_DIM, ACTION_DIM = 17, 6
 PRODUCTS = {  # operator: position of its first factor
     torch.ops.aten.mm.default: 0,
@@ -47,8 +49,8 @@ class RecordProducts(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def training_step(script, num_seeds: int, compiled: bool, device: torch.device):
-    """The script's own training step on random data, as a function without arguments."""
+def training_step(script, phase_name: str, num_seeds: int, compiled: bool, device: torch.device):
+    """The script's own training step on random data, as a function without arguments; and its batch size."""
     args = script.Args(env_id="walker2d-medium-v2", num_seeds=num_seeds, device=str(device), compile=compiled)
     script.resolve(args)
     agent = script.Agent(OBS_DIM, [1.0] * ACTION_DIM, args, device)
@@ -57,8 +59,10 @@ def training_step(script, num_seeds: int, compiled: bool, device: torch.device):
     transitions[:, OBS_DIM : OBS_DIM + ACTION_DIM].tanh_()
     transitions[:, -1] = 0
     generators = [torch.Generator(device).manual_seed(seed) for seed in range(num_seeds)]
-    update = script.PHASES["train"]
-    return script.make_step(agent, transitions, dims, generators, update, {}), args.batch_size
+    phase = script.PHASES[phase_name]
+    phase.start(agent)
+    batch_size = getattr(args, phase.batch_size)
+    return script.make_step(agent, transitions, dims, generators, phase, {}), batch_size
 
 
 def bare_products(step, device: torch.device):
@@ -89,15 +93,16 @@ def seconds_per_call(function, device: torch.device, calls: int) -> float:
     return (time.perf_counter() - start) / calls
 
 
-def measure(name: str, num_seeds: int, compiled: bool, device: torch.device, rounds: int, calls: int) -> dict:
-    """Medians over rounds of step time, bare time and their ratio."""
+def measure(name: str, phase: str, num_seeds: int, compiled: bool, device: torch.device, rounds: int) -> dict:
+    """Medians over rounds, of half a second or a bit more, of step time, bare time and their ratio."""
     script = importlib.import_module(name)
     torch._dynamo.reset()
-    bare, flops = bare_products(training_step(script, num_seeds, False, device)[0], device)
-    step, batch_size = training_step(script, num_seeds, compiled, device)
-    for _ in range(10):  # compiles, captures, warms caches
+    bare, flops = bare_products(training_step(script, phase, num_seeds, False, device)[0], device)
+    step, batch_size = training_step(script, phase, num_seeds, compiled, device)
+    for _ in range(5):  # compiles, captures, warms caches
         step()
         bare()
+    calls = 1 + int(0.25 / seconds_per_call(step, device, 3))
     pairs = [
         (seconds_per_call(step, device, calls), seconds_per_call(bare, device, calls)) for _ in range(rounds)
     ]
@@ -105,6 +110,7 @@ def measure(name: str, num_seeds: int, compiled: bool, device: torch.device, rou
     step_seconds = statistics.median(a for a, _ in pairs)
     return {
         "script": name,
+        "phase": phase,
         "mode": ("graph" if device.type == "cuda" else "compiled") if compiled else "eager",
         "num_seeds": num_seeds,
         "batch_size": batch_size,
@@ -134,7 +140,6 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--num-seeds", type=int, nargs="+", default=[1])
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--calls", type=int, default=10, help="steps per round")
     parser.add_argument("--output", type=Path, help="JSON file (default: benchmark/results/speed/...)")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -146,16 +151,16 @@ def main() -> None:
     )
     rows = []
     print(f"{where}, torch {torch.__version__}")
-    print("| script | mode | seeds | ms/step | steps/s | bare products, ms | ratio (range) | GFLOP |")
-    print("|---|---|---|---|---|---|---|---|")
-    for name in SCRIPTS:
+    print("| script | phase | mode | seeds | ms/step | steps/s | bare products, ms | ratio (range) | GFLOP |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for name, phase in STEPS:
         for num_seeds in args.num_seeds:
             for compiled in (False, True):
-                row = measure(name, num_seeds, compiled, device, args.rounds, args.calls)
+                row = measure(name, phase, num_seeds, compiled, device, args.rounds)
                 rows.append(row)
                 low, high = row["ratio_range"]
                 print(
-                    f"| {name} | {row['mode']} | {num_seeds} | {row['ms_per_step']:.2f} "
+                    f"| {name} | {phase} | {row['mode']} | {num_seeds} | {row['ms_per_step']:.2f} "
                     f"| {row['steps_per_second']:.1f} | {row['ms_bare_products']:.2f} "
                     f"| {row['ratio']:.2f} ({low:.2f} to {high:.2f}) | {row['gflop_per_step']:.2f} |",
                     flush=True,

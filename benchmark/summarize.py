@@ -3,7 +3,7 @@
     python benchmark/summarize.py benchmark/results/local-hopper-medium
 
 Each folder in the given one is the --run-dir of a finished run, less its checkpoint.pt and model.pt, with
-variants.json of benchmark/variants.py and command.txt.
+command.txt, and variants.json of benchmark/variants.py if that was made.
 """
 
 import json
@@ -52,7 +52,8 @@ def table(results: Path) -> str:
         name = run.name.partition("-")[2].replace("-", " ")
         last, best = ([seed[key] for seed in result["seeds"].values()] for key in ("last", "best"))
         rows.append(f"| {name} | {spread(last)} | {each(last)} | {each(best)} |")
-        for variant, scores in json.loads((run / "variants.json").read_text()).items():
+        variants = run / "variants.json"
+        for variant, scores in json.loads(variants.read_text()).items() if variants.exists() else ():
             means = np.mean(scores, axis=1)
             rows.append(f"| {name}, acting by {variant} | {spread(means)} | {each(means)} | |")
         points = [f"{step // 1000}k: {each(scores)}" for step, scores in curve(run).items()]

@@ -1,4 +1,4 @@
-"""Score a trained policy when it acts by its mean, and by one sample, in place of ranking candidates by Q.
+"""Score a trained policy when it acts without noise, and by one sample, in place of ranking candidates by Q.
 
     python benchmark/variants.py dtql_gaussian RUN_DIR      # writes RUN_DIR/variants.json
 
@@ -26,7 +26,8 @@ def main(script_name: str, run_dir: Path) -> None:
     agent.load_state_dict(saved["agent"])
     task = script.load_task(args.env_id)
     sample, scores = agent.policy.sample, {}
-    for name, scale in (("its mean action", 0.0), ("one sample", 1.0)):
+    without_noise = "its mean action" if script_name == "dtql_gaussian" else "its action at zero noise"
+    for name, scale in ((without_noise, 0.0), ("one sample", 1.0)):
         agent.policy.sample = lambda obs, noise, scale=scale: sample(obs, scale * noise)
         returns, _ = script.evaluate(agent, lambda seed: task.make_env(), args.eval_episodes)
         scores[name] = task.score(returns).tolist()  # [seed, episode]

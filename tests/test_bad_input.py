@@ -304,23 +304,27 @@ def test_eval_only_on_no_candidates_or_no_episodes(script, flags, finished):
 
 # --------------------------------------------------------------------------------------------- training fails
 def test_loss_that_becomes_infinite(script, tmp_path, monkeypatch):
-    """Seed 2 alone draws a reward of 1e38 first, at step 25: its square is beyond float32."""
+    """Seed 2 alone draws an observation of 1e30 first, at step 25: its V's square is beyond float32."""
     module = load_script(script)
     arrays = write_d4rl(tmp_path / FILE, n=2000)
     monkeypatch.setenv("D4RL_DATASET_DIR", str((tmp_path / FILE).parent))
     dataset = module.load_dataset(NAME)
     generators = [torch.Generator().manual_seed(module.derive_seed(seed, 1)) for seed in (1, 2)]
-    rewards = []  # [step][seed]: the rewards drawn
+    drawn = []  # [step][seed]: of the observations drawn, the first number
+    phase, args = list(module.PHASES.values())[0], module.Args(batch_size=8)
     for _ in range(40):
-        batch, *_ = module.draw(torch.tensor(dataset.transitions), dataset.dims, generators,
-                                module.Args(batch_size=8))  # fmt: skip
-        rewards.append([{*reward.flatten().tolist()} for reward in batch[2]])
-    earlier = set().union(*(drawn for step in rewards[:24] for drawn in step))
-    beside = set().union(*(step[0] for step in rewards[24:]))
-    value = min(rewards[24][1] - earlier - beside)
-    changed = np.where(arrays["rewards"] == np.float32(value), np.float32(1e38), arrays["rewards"])
-    assert (changed == np.float32(1e38)).sum() == 1
-    write_d4rl(tmp_path / FILE, n=2000, rewards=changed)
+        batch, *_ = module.draw(torch.tensor(dataset.transitions), dataset.dims, generators, args, phase)
+        # a transition's next observation is another's observation
+        drawn.append(
+            [{*obs[:, 0].tolist(), *next_obs[:, 0].tolist()} for obs, next_obs in zip(batch[0], batch[3])]
+        )
+    earlier = set().union(*(seen for step in drawn[:24] for seen in step))
+    beside = set().union(*(step[0] for step in drawn[24:]))
+    value = min(drawn[24][1] - earlier - beside)
+    changed = arrays["observations"].copy()
+    changed[changed == np.float32(value)] = 1e30
+    assert (changed == np.float32(1e30)).sum() == 1
+    write_d4rl(tmp_path / FILE, n=2000, observations=changed)
     flags = ["--env-id", NAME, "--run-dir", "run", *fast_flags(script), "--device", "cpu", "--num-seeds", "2"]
     flags += [f"--{list(module.PHASES)[0]}-steps", "2000", "--checkpoint-every", "10"]
     result = run_script(script, *flags, cwd=tmp_path)

@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import hashlib
+import re
 import threading
 import warnings
 from collections import OrderedDict
@@ -90,19 +91,35 @@ def d4rl_file(name: str, path, **overrides) -> dict:
     return write_d4rl(path, n, obs_dim, action_dim, **(content | overrides))
 
 
+def rewarded(script, name: str, data: dict) -> dict:
+    """data with the rewards that a script trains on (§4, §6), episodes counted row by row."""
+    reward = data["rewards"].astype(np.float32)
+    if name.startswith("antmaze"):
+        return data | {"rewards": reward - 1}
+    if script.__name__ != "srpo" or name.startswith(("pen", "kitchen")):
+        return data
+    returns, total, steps = [], 0.0, 0
+    for i in range(len(reward)):
+        total += float(data["rewards"][i])
+        steps += 1
+        if data["terminals"][i] or data["timeouts"][i]:
+            returns.append(total)
+            total, steps = 0.0, 0
+    return data | {"rewards": reward * np.float32(1000 / (max(returns) - min(returns)))}
+
+
 @pytest.mark.parametrize("name", D4RL_NAMES)
 def test_transitions_are_exactly_those_of_d4rls_qlearning_dataset(script, name, d4rl_dir):
     path = d4rl_dir / script.D4RL_FILES[name].split("/")[-1]
     arrays = d4rl_file(name, path)
     assert ("timeouts" in arrays) == (not name.startswith("kitchen"))
-    if name.startswith("antmaze"):
-        arrays["rewards"] = arrays["rewards"] - 1
+    arrays = rewarded(script, name, arrays)
     kept, expected = qlearning_dataset(arrays, max_episode_steps=280)
     dataset = script.load_dataset(name)
     obs_dim, action_dim = SIZES[name.partition("-")[0]]
     assert dataset.dims == [obs_dim, action_dim, 1, obs_dim, 1]
     assert dataset.transitions.dtype == np.float32 and len(dataset.transitions) == len(kept)
-    np.testing.assert_array_equal(dataset.transitions, expected)
+    np.testing.assert_allclose(dataset.transitions, expected, rtol=3e-7, atol=0)
     assert dataset.max_action == [1.0] * action_dim
     assert dataset.source == str(path)
     assert dataset.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
@@ -141,7 +158,9 @@ def test_kitchen_drops_the_row_where_d4rls_counter_reaches_279(script, n, termin
 
 
 # ---------------------------------------------------------------------------- settings and facts of the paper
-def test_task_settings_are_table_4(script):
+@pytest.mark.parametrize("name", SCRIPTS[:3])
+def test_task_settings_are_table_4(name):
+    script = load_script(name)
     assert list(script.TASKS) == D4RL_NAMES and len(D4RL_NAMES) == 26
     columns = {"alpha": "alpha", "expectile": "expectile", "entropy_coef": "entropy_coef",
                "learning_rate": "learning_rate", "lr_decay": "lr_decay", "batch_size": "batch_size",
@@ -149,11 +168,41 @@ def test_task_settings_are_table_4(script):
                "eval_episodes": "eval_episodes"}  # fmt: skip
     assert {*columns, "task"} == set(TABLE_4[0])
     for row in TABLE_4:
-        settings = dict(zip(script.TASK_FIELDS, script.TASKS[row["task"]], strict=True))
+        settings = script.settings_of(row["task"])
+        assert {*columns.values()} - {*settings} == (set() if name == SCRIPTS[0] else {"entropy_coef"})
         for column, field in columns.items():
+            if field not in settings:
+                continue
             steps_per_unit = 1000 if column.endswith("epochs") else 1
             assert settings[field] == float(row[column]) * steps_per_unit, (row["task"], field)
         assert isinstance(settings["lr_decay"], bool) and settings["eval_every"] == 50_000
+
+
+def test_srpos_task_settings_are_its_papers():
+    script = load_script("srpo.py")
+    rows = list(csv.DictReader((ROOT / "benchmark/paper/srpo_table2_beta.csv").read_text().splitlines()))
+    assert {row["task"]: float(row["beta"]) for row in rows} == script.TASKS and len(rows) == 15
+    for name, beta in script.TASKS.items():
+        maze = name.startswith("antmaze")
+        assert script.settings_of(name) == {
+            "beta": beta, "expectile": 0.9 if maze else 0.7, "policy_layers": 4 if maze else 2,
+            "normalize_q_gradient": maze, "batch_size": 256, "behavior_batch_size": 2048,
+            "critic_steps": 1_500_000, "behavior_steps": 2_000_000, "policy_steps": 1_000_000,
+            "eval_every": 50_000, "eval_episodes": 20,
+        }  # fmt: skip
+    assert script.settings_of("antmaze-large-play-v0") == script.settings_of("antmaze-large-play-v2")
+
+
+@pytest.mark.parametrize("name, scale", [("hopper-medium-v2", 1000 / 7), ("pen-human-v1", 1.0)])
+def test_srpos_reward_scale_is_of_whole_episodes(name, scale, d4rl_dir):
+    """Returns 3, -4 and 2; rows after the last end, here of return 90, are of no whole episode."""
+    script, n = load_script("srpo.py"), 12
+    reward = np.array([1, 1, 1, -4, 0.5, 0.5, 0.5, 0.5, 30, 30, 30, 0], np.float32)
+    path, sizes = d4rl_dir / script.D4RL_FILES[name].split("/")[-1], SIZES[name.partition("-")[0]]
+    write_d4rl(path, n, *sizes, rewards=reward, terminals=rows(n, 2), timeouts=rows(n, 3, 7))
+    column = sum(sizes)
+    expected = scale * reward[[0, 1, 2, 4, 5, 6, 8, 9, 10]]
+    np.testing.assert_allclose(script.load_dataset(name).transitions[:, column], expected, rtol=1e-6)
 
 
 def test_d4rl_names_have_d4rls_files_and_reference_scores(script):
@@ -388,14 +437,20 @@ def test_without_reference_scores_the_raw_return_is_the_result(script, make_mina
         ("halfcheetah/medium-replay", "HalfCheetah-v4", 56_000, 56, 2284, 20.7),
     ],
 )
-def test_embedded_dataset(script, name, env_id, transitions, episodes, mean_return, score):
+def test_embedded_dataset(script, name, env_id, transitions, episodes, mean_return, score, capsys):
     dataset_id = f"local/{name}-v0"
     assert dataset_id in script.local_minari_ids()
     dataset, task = script.load_dataset(dataset_id), script.load_task(dataset_id)
+    output = capsys.readouterr().out
     assert len(dataset.transitions) == transitions and np.isfinite(dataset.transitions).all()
     assert script.open_minari(dataset_id).total_episodes == episodes
     obs_dim, action_dim = SIZES[name.partition("/")[0]]
     assert dataset.dims == [obs_dim, action_dim, 1, obs_dim, 1] and dataset.max_action == [1.0] * action_dim
-    mean = dataset.transitions[:, obs_dim + action_dim].sum(dtype=np.float64) / episodes
-    assert abs(mean - mean_return) <= 0.5 and abs(task.score(mean) - score) <= 0.05
+    (told,) = re.findall(
+        rf"{transitions} transitions, {episodes} episodes with mean return ([\d.]+), ", output
+    )
+    if script.__name__ != "srpo":  # which scales rewards
+        mean = dataset.transitions[:, obs_dim + action_dim].sum(dtype=np.float64) / episodes
+        assert abs(mean - float(told)) <= 0.06
+    assert abs(float(told) - mean_return) <= 0.5 and abs(task.score(float(told)) - score) <= 0.05
     assert task.make_env().spec.id == env_id

@@ -13,9 +13,22 @@ import torch
 from helpers import ROOT, SCRIPTS, load_script, run_script, script_env
 
 SHORT = (
-    "--no-compile --num-seeds 2 --batch-size 32 --pretrain-steps 60 --train-steps 120 --eval-every 50 "
-    "--eval-episodes 2 --eval-candidates 8 --checkpoint-every 13"
+    "--no-compile --num-seeds 2 --batch-size 32 --learning-rate 3e-4 --eval-every 50 --eval-episodes 2 "
+    "--checkpoint-every 13"
 ).split()
+
+
+def short(script: str) -> list[str]:
+    """Flags of a run of 180 steps, the last phase from 60 on; it evaluates three times."""
+    *before, last = load_script(script).PHASES
+    steps = {name: 60 // len(before) for name in before} | {last: 120}
+    flags = [flag for name, n in steps.items() for flag in (f"--{name}-steps", str(n))]
+    return [*SHORT, *flags, *specific(script)]
+
+
+def specific(script: str) -> list[str]:
+    """What the scripts differ in: SRPO's policy has a single candidate, and a batch size more."""
+    return ["--behavior-batch-size", "32"] if script == "srpo.py" else ["--eval-candidates", "8"]
 
 
 def metrics(run_dir) -> list[dict]:
@@ -40,23 +53,22 @@ def assert_equal_runs(a, b) -> None:
 def finished(request, tmp_path_factory):
     """(script, the directory of an uninterrupted run, its output)."""
     home = tmp_path_factory.mktemp("finished")
-    done = run_script(request.param, *SHORT, "--run-dir", "run", cwd=home)
+    done = run_script(request.param, *short(request.param), "--run-dir", "run", cwd=home)
     assert done.returncode == 0, done.stderr
     return request.param, home / "run", done.stdout
 
 
 def start(script, run_dir, home, *flags):
-    command = [sys.executable, ROOT / script, *SHORT, "--run-dir", run_dir, *flags]
+    command = [sys.executable, ROOT / script, *short(script), "--run-dir", run_dir, *flags]
     return subprocess.Popen(
         list(map(str, command)), cwd=home, env=script_env(home), text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
 
 
-def wait_for_new_checkpoint(process, path) -> None:
-    """Returns once path has been written anew, or the process has ended."""
-    before = path.stat().st_mtime_ns if path.exists() else None
-    while process.poll() is None and (not path.exists() or path.stat().st_mtime_ns == before):
+def wait_for_checkpoint(process, path, step: int) -> None:
+    """Returns once path holds this step or a later one, or the process has ended."""
+    while process.poll() is None and not (path.exists() and load(path)["state"]["step"] >= step):
         time.sleep(0.01)
 
 
@@ -65,7 +77,8 @@ def test_a_run_writes_what_it_promises(finished):
     module = load_script(script)
     config = json.loads((run_dir / "config.json").read_text())
     assert set(module.Args.__dataclass_fields__) <= config.keys()
-    assert None not in [config[name] for name in module.TASK_FIELDS]  # resolved, not left to the reader
+    settings = module.settings_of(config["env_id"])
+    assert None not in [config[name] for name in settings]  # resolved, not left to the reader
     result = json.loads((run_dir / "result.json").read_text())
     lines = metrics(run_dir)
     evaluations = [line for line in lines if "eval/returns" in line]
@@ -80,23 +93,26 @@ def test_a_run_writes_what_it_promises(finished):
         scores = [line["eval/normalized_score"] for line in evaluations if line["seed"] == seed]
         assert result["seeds"][str(seed)] == pytest.approx({"last": scores[-1], "best": max(scores)})
     assert f"(last, 2 seeds × 2 episodes)\nwrote {run_dir.name}\n" in output
-    losses = [line for line in lines if "bc_loss" in line and line["seed"] == 1]
-    assert [line["step"] for line in losses] == [60, 180]  # ends of the phases
-    assert losses[1]["bc_loss"] < 0.9 * losses[0]["bc_loss"]
+    losses = [line for line in lines if line["seed"] == 1 and line not in evaluations]
+    ends = [30, 60, 180] if script == "srpo.py" else [60, 180]
+    assert [line["step"] for line in losses] == ends  # of the phases
+    assert "policy_q" in losses[-1] and "policy_q" not in losses[0]  # only what the phase trains
+    if script != "srpo.py":
+        assert losses[1]["bc_loss"] < 0.9 * losses[0]["bc_loss"]
     assert not list(run_dir.glob("*.part"))
 
 
-def test_kill_9_three_times_and_resume_gives_the_uninterrupted_run(finished, tmp_path):
+def test_kill_9_in_each_phase_and_resume_gives_the_uninterrupted_run(finished, tmp_path):
     script, whole, _ = finished
     delay = random.Random(0)
-    for _ in range(3):
+    for step in (13, 39, 78):  # SRPO's phases end at 30 and 60, the others' first one at 60
         process = start(script, "run", tmp_path, "--resume")
-        wait_for_new_checkpoint(process, tmp_path / "run" / "checkpoint.pt")
+        wait_for_checkpoint(process, tmp_path / "run" / "checkpoint.pt", step)
         time.sleep(delay.random() / 4)  # into the steps, evaluations and writes that follow
         process.kill()
         process.communicate()
         assert not (tmp_path / "run" / "result.json").exists()
-    done = run_script(script, *SHORT, "--run-dir", "run", "--resume", cwd=tmp_path)
+    done = run_script(script, *short(script), "--run-dir", "run", "--resume", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "resuming run at step" in done.stdout
     assert_equal_runs(whole, tmp_path / "run")
@@ -105,7 +121,7 @@ def test_kill_9_three_times_and_resume_gives_the_uninterrupted_run(finished, tmp
 def test_ctrl_c_writes_a_checkpoint_and_says_how_to_resume(finished, tmp_path):
     script, whole, _ = finished
     process = start(script, "run", tmp_path)
-    wait_for_new_checkpoint(process, tmp_path / "run" / "checkpoint.pt")
+    wait_for_checkpoint(process, tmp_path / "run" / "checkpoint.pt", 1)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate()
     assert process.returncode == 130
@@ -120,7 +136,7 @@ def test_ctrl_c_writes_a_checkpoint_and_says_how_to_resume(finished, tmp_path):
 
 def test_a_seed_learns_the_same_alone_and_beside_others(finished, tmp_path):
     script, together, _ = finished
-    flags = ["--seed" if flag == "--num-seeds" else flag for flag in SHORT]  # --seed 2, alone
+    flags = ["--seed" if flag == "--num-seeds" else flag for flag in short(script)]  # --seed 2, alone
     done = run_script(script, *flags, "--run-dir", "run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     beside = [line for line in metrics(together) if line["seed"] == 2]
@@ -137,7 +153,7 @@ def test_a_saved_model_acts_as_the_training_process_did(finished, tmp_path):
     last = [line for line in metrics(run_dir) if "eval/returns" in line][-2:]
     score = sum(line["eval/normalized_score"] for line in last) / 2
     for name in ("model.pt", "checkpoint.pt"):
-        done = run_script(script, "--eval-only", run_dir / name, "--eval-candidates", "8", cwd=tmp_path)
+        done = run_script(script, "--eval-only", run_dir / name, *specific(script), cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         assert done.stdout.startswith(f"score {score:.1f} ")
     module = load_script(script)
@@ -164,15 +180,15 @@ def test_a_script_copied_alone_runs_on_a_minari_dataset(script, tmp_path):
     run = lambda *flags: subprocess.run(
         [sys.executable, script, *flags], cwd=tmp_path, env=env, text=True, capture_output=True
     )
-    assert "--alpha" in run("--help").stdout
-    done = run(*SHORT, "--env-id", "mine/hop/replay-v3", "--run-dir", "run")
+    assert "--expectile" in run("--help").stdout
+    done = run(*short(script), "--env-id", "mine/hop/replay-v3", "--run-dir", "run")
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "run" / "result.json").read_text())["seeds"].keys() == {"1", "2"}
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_weights_and_biases_offline_gets_the_metrics(script, tmp_path):
-    done = run_script(script, *SHORT, "--track", "--run-dir", "run", cwd=tmp_path)
+    done = run_script(script, *short(script), "--track", "--run-dir", "run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     (log,) = (tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb")
     content = log.read_bytes()
