@@ -320,8 +320,9 @@ def load_d4rl(name: str) -> tuple:
 
 def episode_returns(reward: np.ndarray, end: np.ndarray) -> np.ndarray:
     """The return of each episode whose last row is there; of all rows together if no episode ends."""
-    ends = np.flatnonzero(end) if end.any() else [-1]
-    return np.diff(np.cumsum(reward, dtype=np.float64)[ends], prepend=0)
+    with np.errstate(invalid="ignore"):  # infinite rewards are refused later
+        total = np.cumsum(reward, dtype=np.float64)
+        return np.diff(total[np.flatnonzero(end)] if end.any() else total[-1:], prepend=0)
 
 
 def kitchen_timeouts(terminal: np.ndarray) -> np.ndarray:
