@@ -72,7 +72,7 @@ class Args:  # None: the task's setting below, or as the comment says
     compile: bool | None = None  # --compile, --no-compile; with CUDA graphs on a GPU; None: from 20k steps on
     eval_every: int | None = None  # training steps between evaluations
     eval_episodes: int | None = None  # per evaluation and seed; 0: never evaluate, needs no environment
-    eval_candidates: int = 1024  # actions per state, ranked by Q [code]; 1: the plain one-step policy
+    eval_candidates: int | None = None  # actions per state, ranked by Q; 1: plain policy; None: 1024 [code]
     run_dir: str | None = None  # everything a run writes; None: runs/{env}__{script}__{seed}__{time}
     checkpoint_every: int | None = None  # steps between checkpoints; None: as --eval-every
     resume: bool = False  # continue the run in --run-dir from its last checkpoint; start it if there is none
@@ -81,7 +81,7 @@ class Args:  # None: the task's setting below, or as the comment says
     track: bool = False  # log to Weights & Biases too (WANDB_MODE=offline works)
     wandb_project: str = "dtql"  # Weights & Biases project
     wandb_entity: str | None = None  # Weights & Biases team or user
-    discount: float = 0.99  # γ
+    discount: float = 0.99  # γ, what a reward one step later counts
     tau: float = 0.005  # share of Q that enters the target Q at each training step
     sigma_data: float = 0.5  # standard deviation of the data that the EDM preconditioning assumes
     sigma_min: float = 0.002  # smallest noise level
@@ -95,9 +95,7 @@ class Args:  # None: the task's setting below, or as the comment says
     alpha: float | None = None  # α, weight of the KL against Q (Eq. 8)
     expectile: float | None = None  # τ of the expectile regression of V (Eq. 6)
     sigma_gen: float = 2.5  # standard deviation of the noise that the policy turns into an action [code]
-    precondition: bool = (
-        False  # the policy is a = D_θ(z, σ_gen|s), as in SiD; else the raw a = F_θ(z, s, σ_gen)
-    )
+    precondition: bool = False  # act by D_θ(z, σ_gen|s), as SiD does; else by the raw F_θ(z, s, σ_gen)
 
 
 LOG_EVERY = 500  # steps between lines of losses, and within which a NaN is noticed
@@ -151,19 +149,19 @@ OTHER_TASK = (5.0, 0.7, 3e-4, True, 256, 50_000, 1_000_000, 50_000, 10)  # walke
 def settings_of(env_id: str) -> dict:
     """What the flags that were not given become."""
     row = TASKS.get(env_id, LOCAL_TASK if env_id.startswith("local/") else OTHER_TASK)
-    return dict(zip(TASK_FIELDS, row, strict=True))
+    return dict(zip(TASK_FIELDS, row, strict=True)) | {"eval_candidates": 1024}
 
 
 def adjust_reward(env_id: str, reward: np.ndarray, returns: np.ndarray) -> np.ndarray:
     """AntMaze r - 1, else as stored [code]. returns: of each episode of the dataset."""
-    return reward - 1 if env_id.startswith("antmaze") else reward
+    return reward - 1 if "antmaze" in env_id else reward
 
 
 # --------------------------------------------------------------------------------------------- flags' values
-def fail(message: str) -> typing.NoReturn:
-    """Bad input: one line on stderr, exit code 2."""
+def fail(message: str, code: int = 2) -> typing.NoReturn:
+    """Ends with one line on stderr. Code 2: bad input; 3: a loss is not finite; 130: interrupted."""
     print(f"{Path(__file__).name}: {' '.join(message.split())}", file=sys.stderr)
-    raise SystemExit(2)
+    raise SystemExit(code)
 
 
 def choose_device(name: str) -> torch.device:
@@ -172,6 +170,8 @@ def choose_device(name: str) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError):  # AssertionError: "Torch not compiled with CUDA enabled"
         fail(f"--device {name} is not available here; use --device cpu")
+    if device.index:
+        torch.cuda.set_device(device)  # where CUDA graphs are captured
     return device
 
 
@@ -833,7 +833,8 @@ def train_update(agent: Agent, batch: tuple[Tensor, ...], u: Tensor, eps: Tensor
     policy_q = frozen(agent.q)(obs, policy_action).amin(dim=1).mean(dim=1)  # [seed]
     minimize(args.alpha * kl - policy_q, agent.optimizers["policy"])  # Eq. 8
 
-    fresh_action = agent.policy(obs, eps[3]).detach()
+    with torch.no_grad():
+        fresh_action = agent.policy(obs, eps[3])
     fake_loss = denoising_loss(agent.fake_denoiser, fresh_action, obs, u[2], eps[4], max_action, args)
     minimize(fake_loss, agent.optimizers["fake_denoiser"])
 
@@ -846,7 +847,7 @@ def train_update(agent: Agent, batch: tuple[Tensor, ...], u: Tensor, eps: Tensor
 
 
 def start_policy(agent: Agent) -> None:
-    """Policy and fake denoiser start as copies of the pretrained denoiser [code]."""
+    """Policy and fake denoiser start as copies of the pretrained denoiser."""
     for network in (agent.policy.net, agent.fake_denoiser):
         network.load_state_dict(agent.denoiser.state_dict())
 
@@ -898,12 +899,8 @@ def choose_action(agent: Agent, obs: Tensor, noise: Tensor, u: Tensor) -> Tensor
     candidates = u.shape[2]
     if candidates == 1:
         return action[:, :, 0]
-    q = (
-        agent.target_q(obs.repeat_interleave(candidates, dim=1), action.flatten(1, 2))
-        .amin(dim=1)
-        .view(u.shape)
-    )
-    choice = (q - torch.log(-torch.log(u))).argmax(dim=2)  # softmax(q), drawn by the Gumbel-max trick
+    q = agent.target_q(obs.repeat_interleave(candidates, dim=1), action.flatten(1, 2)).amin(dim=1)
+    choice = (q.view(u.shape) - torch.log(-torch.log(u))).argmax(dim=2)  # softmax(q), by the Gumbel-max trick
     return action.take_along_dim(choice[:, :, None, None], dim=2)[:, :, 0]  # [seed, episode, action_dim]
 
 
@@ -1107,9 +1104,11 @@ def train(args: Args) -> None:
         except OSError as error:
             fail(f"cannot write {metrics.name} ({error.strerror}); make room and use --resume")
         if args.track:
-            for i, seed in enumerate(seeds):
-                scalars = {f"seed{seed}/{name}": x[i] for name, x in values.items() if np.ndim(x) == 1}
-                wandb.log(scalars, step=state["step"])
+            scalars = {name: x for name, x in values.items() if np.ndim(x) == 1}
+            named = {
+                f"seed{seed}/{name}": x[i] for name, x in scalars.items() for i, seed in enumerate(seeds)
+            }
+            wandb.log(named, step=state["step"])
 
     def run_evaluation() -> None:
         clock = time.perf_counter()
@@ -1143,10 +1142,8 @@ def train(args: Args) -> None:
         for name, total in (totals | {"weight sum": weights}).items():
             bad = [seed for seed, value in zip(seeds, total.tolist()) if not math.isfinite(value)]
             if bad:
-                where = f"{name} of seed {bad[0]} is not finite at step {state['step']}"
-                advice = f"the last checkpoint in {run_dir} is good; try a lower --learning-rate"
-                print(f"{Path(__file__).name}: {where}; {advice}", file=sys.stderr)
-                raise SystemExit(3)
+                fail(f"{name} of seed {bad[0]} is not finite at step {state['step']}; the last checkpoint in "
+                     f"{run_dir}, if any, is good; try a lower --learning-rate", code=3)  # fmt: skip
 
     def save_checkpoint() -> None:
         os.fsync(metrics.fileno())
@@ -1224,9 +1221,9 @@ def evaluate_only(args: Args) -> None:
     device = choose_device(args.device)
     saved = load_model(Path(args.eval_only), device)
     trained = Args(**{name: saved["config"][name] for name in asdict(args)})
-    trained.eval_candidates = args.eval_candidates
-    if args.eval_episodes is not None:
-        trained.eval_episodes = args.eval_episodes
+    for name in ("eval_candidates", "eval_episodes"):
+        if getattr(args, name) is not None:
+            setattr(trained, name, getattr(args, name))
     check_limits(trained)
     if not trained.eval_episodes:
         fail("--eval-episodes is 0, as it was in training; say how many to run")
@@ -1252,8 +1249,7 @@ def main() -> None:
     try:
         evaluate_only(args) if args.eval_only else train(args)
     except KeyboardInterrupt:
-        print("interrupted; nothing was written since the last checkpoint", file=sys.stderr)
-        raise SystemExit(130) from None
+        fail("interrupted; nothing was written since the last checkpoint", code=130)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,8 @@ trust region does, but without the Jacobian of the diffusion model. Nothing is e
 it is the EDM denoiser that the DTQL scripts train. SRPO's own noise process, the VP-SDE, is the same one
 scaled by α_t, so only the times at which the policy meets it are SRPO's. All seeds train together:
 parameters, batches and noise have a leading seed dimension. [code] marks what the authors' code does and the
-paper does not say.
+paper does not say. In the sections that all scripts share (EDM schedule, evaluation) equations and [code]
+are DTQL's, arXiv 2405.19690.
 """
 
 import contextlib
@@ -71,7 +72,7 @@ class Args:  # None: the task's setting below, or as the comment says
     compile: bool | None = None  # --compile, --no-compile; with CUDA graphs on a GPU; None: from 20k steps on
     eval_every: int | None = None  # training steps between evaluations
     eval_episodes: int | None = None  # per evaluation and seed; 0: never evaluate, needs no environment
-    eval_candidates: int = 1  # always 1: a deterministic policy has one action
+    eval_candidates: int | None = None  # always 1: a deterministic policy has one action
     run_dir: str | None = None  # everything a run writes; None: runs/{env}__{script}__{seed}__{time}
     checkpoint_every: int | None = None  # steps between checkpoints; None: as --eval-every
     resume: bool = False  # continue the run in --run-dir from its last checkpoint; start it if there is none
@@ -80,7 +81,7 @@ class Args:  # None: the task's setting below, or as the comment says
     track: bool = False  # log to Weights & Biases too (WANDB_MODE=offline works)
     wandb_project: str = "dtql"  # Weights & Biases project
     wandb_entity: str | None = None  # Weights & Biases team or user
-    discount: float = 0.99  # γ
+    discount: float = 0.99  # γ, what a reward one step later counts
     tau: float = 0.005  # share of Q that enters the target Q at each training step
     sigma_data: float = 0.5  # standard deviation of the data that the EDM preconditioning assumes
     sigma_min: float = 0.002  # smallest noise level
@@ -102,7 +103,7 @@ class Args:  # None: the task's setting below, or as the comment says
 
 
 LOG_EVERY = 500  # steps between lines of losses, and within which a NaN is noticed
-CRITIC_LEARNING_RATE = 3e-4  # for every task [code]
+CRITIC_LEARNING_RATE = 3e-4  # for every task
 LIMITS = {  # smallest and largest value of a flag
     "seed": (0, 2**31), "num_seeds": (1, 1024), "batch_size": (1, 2**24), "behavior_batch_size": (1, 2**24),
     "critic_steps": (0, 2**40), "behavior_steps": (0, 2**40), "policy_steps": (1, 2**40),
@@ -133,7 +134,7 @@ def settings_of(env_id: str) -> dict:
     """What the flags that were not given become. AntMaze -v0 takes -v2's β, other tasks walker2d-medium's."""
     beta = TASKS.get(env_id.replace("-v0", "-v2"), TASKS["walker2d-medium-v2"])
     row = LOCAL_TASK if env_id.startswith("local/") else ANTMAZE if "antmaze" in env_id else LOCOMOTION
-    return {"beta": beta} | dict(zip(TASK_FIELDS, row, strict=True))
+    return {"beta": beta} | dict(zip(TASK_FIELDS, row, strict=True)) | {"eval_candidates": 1}
 
 
 def adjust_reward(env_id: str, reward: np.ndarray, returns: np.ndarray) -> np.ndarray:
@@ -142,17 +143,17 @@ def adjust_reward(env_id: str, reward: np.ndarray, returns: np.ndarray) -> np.nd
     returns: of each episode of the dataset. The authors' code cuts them from rows without the timeouts, by
     windows of 1000 steps that drift over the episodes' borders; these are the true ones.
     """
-    if env_id.startswith("antmaze"):
+    if "antmaze" in env_id:
         return reward - 1
     spread = np.ptp(returns)
     return reward * np.float32(1000 / spread) if spread and any(x in env_id for x in ROBOTS) else reward
 
 
 # --------------------------------------------------------------------------------------------- flags' values
-def fail(message: str) -> typing.NoReturn:
-    """Bad input: one line on stderr, exit code 2."""
+def fail(message: str, code: int = 2) -> typing.NoReturn:
+    """Ends with one line on stderr. Code 2: bad input; 3: a loss is not finite; 130: interrupted."""
     print(f"{Path(__file__).name}: {' '.join(message.split())}", file=sys.stderr)
-    raise SystemExit(2)
+    raise SystemExit(code)
 
 
 def choose_device(name: str) -> torch.device:
@@ -161,6 +162,8 @@ def choose_device(name: str) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError):  # AssertionError: "Torch not compiled with CUDA enabled"
         fail(f"--device {name} is not available here; use --device cpu")
+    if device.index:
+        torch.cuda.set_device(device)  # where CUDA graphs are captured
     return device
 
 
@@ -623,13 +626,13 @@ class VNetwork(nn.Module):
 
 
 def value_loss(q: Tensor, v: Tensor, expectile: float) -> Tensor:
-    """Expectile regression of V to min(Q1, Q2), with no gradient to q [seed, 2, batch] (Eq. 6); [seed]."""
+    """Expectile regression of V to min(Q1, Q2), with no gradient to q [seed, 2, batch]; [seed]."""
     u = q.detach().amin(dim=1) - v  # [seed, batch]
     return (torch.where(u < 0, 1 - expectile, expectile) * u.square()).mean(dim=1)
 
 
 def q_loss(q: Tensor, reward: Tensor, terminal: Tensor, next_v: Tensor, discount: float) -> Tensor:
-    """(r + γ (1 - terminal) V(s') - Q_i)², summed over Q1 and Q2 (Eq. 7). All but q [seed, batch]; [seed]."""
+    """(r + γ (1 - terminal) V(s') - Q_i)², summed over Q1 and Q2. All but q [seed, batch]; [seed]."""
     target = reward + discount * (1 - terminal) * next_v
     return (target.unsqueeze(1) - q).square().mean(dim=2).sum(dim=1)
 
@@ -915,12 +918,8 @@ def choose_action(agent: Agent, obs: Tensor, noise: Tensor, u: Tensor) -> Tensor
     candidates = u.shape[2]
     if candidates == 1:
         return action[:, :, 0]
-    q = (
-        agent.target_q(obs.repeat_interleave(candidates, dim=1), action.flatten(1, 2))
-        .amin(dim=1)
-        .view(u.shape)
-    )
-    choice = (q - torch.log(-torch.log(u))).argmax(dim=2)  # softmax(q), drawn by the Gumbel-max trick
+    q = agent.target_q(obs.repeat_interleave(candidates, dim=1), action.flatten(1, 2)).amin(dim=1)
+    choice = (q.view(u.shape) - torch.log(-torch.log(u))).argmax(dim=2)  # softmax(q), by the Gumbel-max trick
     return action.take_along_dim(choice[:, :, None, None], dim=2)[:, :, 0]  # [seed, episode, action_dim]
 
 
@@ -1124,9 +1123,11 @@ def train(args: Args) -> None:
         except OSError as error:
             fail(f"cannot write {metrics.name} ({error.strerror}); make room and use --resume")
         if args.track:
-            for i, seed in enumerate(seeds):
-                scalars = {f"seed{seed}/{name}": x[i] for name, x in values.items() if np.ndim(x) == 1}
-                wandb.log(scalars, step=state["step"])
+            scalars = {name: x for name, x in values.items() if np.ndim(x) == 1}
+            named = {
+                f"seed{seed}/{name}": x[i] for name, x in scalars.items() for i, seed in enumerate(seeds)
+            }
+            wandb.log(named, step=state["step"])
 
     def run_evaluation() -> None:
         clock = time.perf_counter()
@@ -1160,10 +1161,8 @@ def train(args: Args) -> None:
         for name, total in (totals | {"weight sum": weights}).items():
             bad = [seed for seed, value in zip(seeds, total.tolist()) if not math.isfinite(value)]
             if bad:
-                where = f"{name} of seed {bad[0]} is not finite at step {state['step']}"
-                advice = f"the last checkpoint in {run_dir} is good; try a lower --learning-rate"
-                print(f"{Path(__file__).name}: {where}; {advice}", file=sys.stderr)
-                raise SystemExit(3)
+                fail(f"{name} of seed {bad[0]} is not finite at step {state['step']}; the last checkpoint in "
+                     f"{run_dir}, if any, is good; try a lower --learning-rate", code=3)  # fmt: skip
 
     def save_checkpoint() -> None:
         os.fsync(metrics.fileno())
@@ -1241,9 +1240,9 @@ def evaluate_only(args: Args) -> None:
     device = choose_device(args.device)
     saved = load_model(Path(args.eval_only), device)
     trained = Args(**{name: saved["config"][name] for name in asdict(args)})
-    trained.eval_candidates = args.eval_candidates
-    if args.eval_episodes is not None:
-        trained.eval_episodes = args.eval_episodes
+    for name in ("eval_candidates", "eval_episodes"):
+        if getattr(args, name) is not None:
+            setattr(trained, name, getattr(args, name))
     check_limits(trained)
     if not trained.eval_episodes:
         fail("--eval-episodes is 0, as it was in training; say how many to run")
@@ -1269,8 +1268,7 @@ def main() -> None:
     try:
         evaluate_only(args) if args.eval_only else train(args)
     except KeyboardInterrupt:
-        print("interrupted; nothing was written since the last checkpoint", file=sys.stderr)
-        raise SystemExit(130) from None
+        fail("interrupted; nothing was written since the last checkpoint", code=130)
 
 
 if __name__ == "__main__":

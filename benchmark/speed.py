@@ -5,8 +5,8 @@
 
 The products are recorded from one eager step by their shapes and layouts, then run bare, on fresh operands,
 in turn with the steps: each round times both, so that a drift of the machine's speed cancels in their ratio.
-The sizes are walker2d's: 17 observation and 6 action dims; batch 256, but 2048 for SRPO's behaviour model. SRPO
-is timed in each of its phases, the others in the one that trains all models.
+The sizes are walker2d's: 17 observation and 6 action dims; batch 256, but 2048 for SRPO's behaviour model.
+SRPO is timed in each of its phases, the others in the one that trains all models.
 """
 
 import argparse

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import dataclasses
 import hashlib
 import re
 import threading
@@ -188,7 +189,7 @@ def test_srpos_task_settings_are_its_papers():
             "beta": beta, "expectile": 0.9 if maze else 0.7, "policy_layers": 4 if maze else 2,
             "normalize_q_gradient": maze, "batch_size": 256, "behavior_batch_size": 2048,
             "critic_steps": 1_500_000, "behavior_steps": 2_000_000, "policy_steps": 1_000_000,
-            "eval_every": 50_000, "eval_episodes": 20,
+            "eval_every": 50_000, "eval_episodes": 20, "eval_candidates": 1,
         }  # fmt: skip
     assert script.settings_of("antmaze-large-play-v0") == script.settings_of("antmaze-large-play-v2")
 
@@ -203,6 +204,34 @@ def test_srpos_reward_scale_is_of_whole_episodes(name, scale, d4rl_dir):
     column = sum(sizes)
     expected = scale * reward[[0, 1, 2, 4, 5, 6, 8, 9, 10]]
     np.testing.assert_allclose(script.load_dataset(name).transitions[:, column], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_defaults_that_no_task_changes(name):
+    script = load_script(name)
+    defaults = {field.name: field.default for field in dataclasses.fields(script.Args)}
+    shared = {
+        "env_id": "local/hopper/medium-v0", "seed": 1, "num_seeds": 1, "device": "auto", "discount": 0.99,
+        "tau": 0.005, "sigma_data": 0.5, "sigma_min": 0.002, "sigma_max": 80, "resume": False, "track": False,
+    }  # fmt: skip
+    srpo = {"learning_rate": 3e-4, "lr_decay": True, "omega": "sigma_squared", "baseline": True}
+    own = {"dtql_gaussian.py": {}, "srpo.py": srpo}.get(name, {"sigma_gen": 2.5, "precondition": False})
+    assert {key: defaults[key] for key in shared | own} == shared | own
+    unset = {key for key, default in defaults.items() if default is None}
+    free = {"compile", "run_dir", "checkpoint_every", "eval_only", "wandb_entity"}  # of the task
+    assert unset - free == script.settings_of("hopper-medium-v2").keys()
+    for env_id in ("hopper-medium-v2", "antmaze-umaze-v2", "local/hopper/medium-v0"):
+        assert script.settings_of(env_id)["eval_candidates"] == (1 if name == "srpo.py" else 1024)
+    assert script.CRITIC_LEARNING_RATE == 3e-4
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_every_flag_has_a_help_text(name):
+    """tyro takes it from the comment, which must stand on the field's line."""
+    lines = (ROOT / name).read_text().splitlines()
+    for field in dataclasses.fields(load_script(name).Args):
+        (line,) = [line for line in lines if line.startswith(f"    {field.name}: ")]
+        assert re.search(r"  # .{8,}", line), field.name
 
 
 def test_d4rl_names_have_d4rls_files_and_reference_scores(script):

@@ -1,5 +1,6 @@
 """Whole runs of the scripts as a user starts them: files, resuming, seeds, evaluation of saved models."""
 
+import dataclasses
 import json
 import random
 import shutil
@@ -10,7 +11,7 @@ import time
 
 import pytest
 import torch
-from helpers import ROOT, SCRIPTS, load_script, run_script, script_env
+from helpers import ROOT, SCRIPTS, load_script, run_script, script_env, write_d4rl
 
 SHORT = (
     "--no-compile --num-seeds 2 --batch-size 32 --learning-rate 3e-4 --eval-every 50 --eval-episodes 2 "
@@ -153,7 +154,7 @@ def test_a_saved_model_acts_as_the_training_process_did(finished, tmp_path):
     last = [line for line in metrics(run_dir) if "eval/returns" in line][-2:]
     score = sum(line["eval/normalized_score"] for line in last) / 2
     for name in ("model.pt", "checkpoint.pt"):
-        done = run_script(script, "--eval-only", run_dir / name, *specific(script), cwd=tmp_path)
+        done = run_script(script, "--eval-only", run_dir / name, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         assert done.stdout.startswith(f"score {score:.1f} ")
     module = load_script(script)
@@ -168,6 +169,41 @@ def test_a_saved_model_acts_as_the_training_process_did(finished, tmp_path):
     torch.set_num_threads(threads)
     assert returns.tolist() == [line["eval/returns"] for line in last]
     assert lengths.tolist() == [line["eval/lengths"] for line in last]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_each_phase_starts_once_whenever_the_run_is_cut(script, tmp_path, monkeypatch):
+    """Cut after each step and resumed: the same starts and updates in the same order."""
+    module = load_script(script)
+    monkeypatch.setenv("D4RL_DATASET_DIR", str(tmp_path))
+    monkeypatch.setattr(module.signal, "signal", lambda *_: None)
+    write_d4rl(tmp_path / "hopper_medium-v2.hdf5")
+    events, expected = [], []
+    for name, phase in module.PHASES.items():
+        expected += [f"start {name}"] + [name] * 2
+        update = lambda *args, name=name: events.append(name) or {"loss": torch.zeros(1)}
+        start = lambda agent, name=name: events.append(f"start {name}")
+        monkeypatch.setitem(module.PHASES, name, dataclasses.replace(phase, update=update, start=start))
+    steps = {f"{name}_steps": 2 for name in module.PHASES}
+    args = dict(env_id="hopper-medium-v2", eval_episodes=0, compile=False, checkpoint_every=1, **steps)
+    save, n = module.save_model, 2 * len(module.PHASES)
+    for cut in range(1, n + 1):
+        calls = iter(range(1, n + 1))
+
+        def save_and_die(*args, **state):
+            save(*args, **state)
+            if next(calls) == cut:
+                raise KeyboardInterrupt
+
+        run = {"run_dir": str(tmp_path / str(cut)), "resume": True}
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "save_model", save_and_die)
+            with pytest.raises(KeyboardInterrupt):
+                module.train(module.Args(**args, **run))
+        assert len([event for event in events if not event.startswith("start")]) == cut
+        module.train(module.Args(**args, **run))
+        assert events == expected
+        events.clear()
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

@@ -150,8 +150,21 @@ def test_initial_weights(name):
             assert ((scaled.std(dim=1) * 3**0.5 - 1).abs() < 4 / scaled.shape[1] ** 0.5).all()
             assert (scaled.mean(dim=1).abs() < 3.5 / scaled.shape[1] ** 0.5).all()
             assert layer.bias.shape[-1] == 1 or layer.bias.std() > 0
+    for norm in layers(agent, "LayerNorm"):
+        assert (norm.weight == 1).all() and (norm.bias == 0).all()
     for target, q in zip(agent.target_q.parameters(), agent.q.parameters(), strict=True):
         assert torch.equal(target, q) and target is not q and not target.requires_grad
+
+
+def test_srpos_fourier_frequencies_are_fixed_and_of_scale_30():
+    agent = make_agent(srpo, num_seeds=40)
+    frequencies = agent.denoiser.frequencies
+    assert frequencies.shape == (40, 1, 32)  # 64 features, sines and cosines
+    assert stats.kstest(frequencies.flatten().numpy(), stats.norm(0, 30).cdf).pvalue > 0.01
+    assert len(frequencies.unique()) == frequencies.numel()
+    assert "denoiser.frequencies" in agent.state_dict() and "denoiser.frequencies" not in dict(
+        agent.named_parameters()
+    )
 
 
 # ------------------------------------------------------------------------------------------------ policies
@@ -361,7 +374,7 @@ def test_the_regularizer_in_edm_form_is_that_in_vp_form(omega, baseline):
 
 
 def test_the_baseline_changes_the_variance_only():
-    """ε has mean 0, so the mean regulariser stays; at the data's mean, where it is 0, its spread falls."""
+    """ε has mean 0, so the mean regulariser stays, while its spread falls."""
     (g,) = generators(0)
     n, data, box = 200_000, Normal1d(0.3, 0.4), torch.full((1,), 1e9)
     action = torch.full((1, n, 1), 0.5, dtype=torch.float64)
