@@ -230,7 +230,7 @@ def test_every_flag_has_a_help_text(name):
     """tyro takes it from the comment, which must stand on the field's line."""
     lines = (ROOT / name).read_text().splitlines()
     for field in dataclasses.fields(load_script(name).Args):
-        (line,) = [line for line in lines if line.startswith(f"    {field.name}: ")]
+        line = next(line for line in lines if line.startswith(f"    {field.name}: "))
         assert re.search(r"  # .{8,}", line), field.name
 
 
