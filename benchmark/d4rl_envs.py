@@ -114,7 +114,7 @@ class AntMaze(MujocoEnv):
         walls = cell_centers(maze, "#")
         camera = {  # the whole maze in a 4:3 frame, x to the right and y upwards
             "lookat": [*(walls.min(axis=0) + walls.max(axis=0)) / 2, 0],
-            "distance": 1.4 * np.max((np.ptp(walls, axis=0) + CELL_SIZE) * [3 / 4, 1]),
+            "distance": 1.45 * np.max((np.ptp(walls, axis=0) + CELL_SIZE) * [3 / 4, 1]),
             "azimuth": 90,
             "elevation": -75,
         }
