@@ -142,8 +142,7 @@ class AntMaze(MujocoEnv):
                 rgba=[0.3, 0.4, 0.55, 1],
             )
         for geom in spec.geoms:
-            geom.solref = [0.02, 1]
-            geom.solimp[:3] = [0.8, 0.8, 0.01]
+            geom.solimp[:3] = [0.8, 0.8, 0.01]  # D4RL's solref, 0.02 1, is MuJoCo's default
         spec.worldbody.add_site(  # what is seen of the goal: sites have no physics
             name="goal",
             type=mujoco.mjtGeom.mjGEOM_CYLINDER,
