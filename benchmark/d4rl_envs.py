@@ -19,8 +19,9 @@ Observations are float64 vectors; actions lie in [-1, 1]. The last word before t
 task: play and diverse are one environment, so are human and cloned, and complete and partial; mixed has other
 tasks.
 
-Source: D4RL's code, https://github.com/Farama-Foundation/D4RL, by the files named at each environment. What
-is known to differ from it:
+Source: D4RL's code, https://github.com/Farama-Foundation/D4RL, by the files named at each environment. It was
+not at hand when this was written: the facts are the project's notes on it, the names of files and functions
+are from memory. What is known to differ:
 - AntMaze-v0 also draws a goal at a reset with a seed (why: at AntMaze).
 - D4RL draws AntMaze's goals from NumPy's global generator; here they come from the environment's own.
 - Kitchen compares the true state with a task's goal, D4RL the observed one; and the noise in observed objects
