@@ -817,7 +817,7 @@ def train_update(agent: Agent, batch: tuple[Tensor, ...], u: Tensor, eps: Tensor
     loss = args.alpha * trust_region_loss - policy_q + args.entropy_coef * nll  # Eq. 5
     minimize(loss, agent.optimizers["policy"])
 
-    agent.trained += 1
+    agent.trained.add_(1)
     update_target(agent.target_q, agent.q, args.tau)
     if args.lr_decay:
         decay_learning_rates(agent.optimizers.values(), agent.trained, args.train_steps)

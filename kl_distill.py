@@ -838,7 +838,7 @@ def train_update(agent: Agent, batch: tuple[Tensor, ...], u: Tensor, eps: Tensor
     fake_loss = denoising_loss(agent.fake_denoiser, fresh_action, obs, u[2], eps[4], max_action, args)
     minimize(fake_loss, agent.optimizers["fake_denoiser"])
 
-    agent.trained += 1
+    agent.trained.add_(1)
     update_target(agent.target_q, agent.q, args.tau)
     if args.lr_decay:
         decay_learning_rates(agent.optimizers.values(), agent.trained, args.train_steps)

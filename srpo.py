@@ -863,7 +863,7 @@ def policy_update(agent: Agent, batch: tuple[Tensor, ...], u: Tensor, eps: Tenso
     loss = ((regularizer - args.beta * gradient) * action).sum(dim=-1).mean(dim=1)  # [code]
     minimize(loss, agent.optimizers["policy"])
 
-    agent.trained += 1
+    agent.trained.add_(1)
     if args.lr_decay:
         decay_learning_rates([agent.optimizers["policy"]], agent.trained, args.policy_steps)
     norms = {"regularizer_norm": regularizer.norm(dim=-1), "q_gradient_norm": gradient.norm(dim=-1)}
