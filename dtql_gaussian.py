@@ -455,7 +455,7 @@ def load_task(env_id: str) -> Task:
             env = make(**options, render_mode=mode, disable_env_checker=True)
         except ModuleNotFoundError as error:
             fail(f"cannot evaluate {env_id} ({error}); put the project's benchmark/ folder beside the script "
-                 "or train without evaluation: --eval-episodes 0")  # fmt: skip
+                 "and pip install gymnasium-robotics, or do not evaluate: --eval-episodes 0")  # fmt: skip
         if isinstance(env.observation_space, gym.spaces.Box):
             return env
         flat = gym.spaces.flatten_space(space)
