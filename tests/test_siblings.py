@@ -1,10 +1,11 @@
 """The four scripts are siblings: the same sections, line for line, but for what the algorithm changes."""
 
 import difflib
+import inspect
 import re
 
 import pytest
-from helpers import ROOT, SCRIPTS
+from helpers import ROOT, SCRIPTS, load_script
 
 FIRST = SCRIPTS[0]
 IN_ALL = ["imports", "flags' values", "dataset", "layers", "EDM schedule", "optimisation", "evaluation",
@@ -56,3 +57,10 @@ def test_every_script_tells_its_own_name(script):
     """In the docstring's commands, and in no other script's."""
     docstring = sections(script)["docstring"]
     assert re.findall(r"python (\w+\.py)", docstring) == [script, script]
+
+
+def test_the_implicit_policy_is_one_and_the_same():
+    sources = [
+        inspect.getsource(load_script(name).ImplicitPolicy) for name in ("dtql_implicit.py", "kl_distill.py")
+    ]
+    assert sources[0] == sources[1]
