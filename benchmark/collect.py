@@ -1,17 +1,25 @@
-"""Make a Minari dataset pair `{prefix}/medium-v0` and `{prefix}/medium-replay-v0` from nothing.
+"""Make Minari datasets from nothing, by a policy trained here or by a scripted controller.
 
-CrossQ (Bhatt et al. 2024, the implementation of sbx-rl) trains on the environment. `medium` is stochastic
-rollouts of the policy after `--medium-steps` environment steps; `medium-replay` is everything that training
-saw up to `--replay-steps`. The sets under `datasets/local/` came out of this recipe:
+`--policy crossq`: CrossQ (Bhatt et al. 2024, the implementation of sbx-rl) trains on the environment.
+`{prefix}/medium-v0` is stochastic rollouts of the policy after `--medium-steps` environment steps,
+`{prefix}/medium-replay-v0` everything that training saw up to `--replay-steps`. The sets under
+`datasets/local/` came out of this recipe:
 
     pip install -r benchmark/requirements.txt
     python -m benchmark.collect --env-id Hopper-v4 --prefix mine/hopper
     python dtql_gaussian.py --env-id mine/hopper/medium-v0
+
+`--policy controller`: the controller of benchmark/controllers.py for this AntMaze, pen or kitchen acts, with
+noise. `{prefix}/controller-v0` is its rollouts; nothing is trained.
+
+    python -m benchmark.collect --policy controller --env-id antmaze-umaze-v2 --prefix mine/antmaze-umaze
+    python dtql_gaussian.py --env-id mine/antmaze-umaze/controller-v0
 """
 
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import gymnasium as gym
 import h5py
@@ -20,27 +28,34 @@ import numpy as np
 import tyro
 from minari.data_collector import EpisodeBuffer
 
+from benchmark.controllers import controller_for
+
 REFERENCE_SCORES = {  # (min, max) of D4RL's infos.py: a score of 100 means D4RL's expert
     "HalfCheetah": (-280.178953, 12135.0),
     "Hopper": (-20.272305, 3234.3),
     "Walker2d": (1.629008, 4592.3),
+    "antmaze": (0.0, 1.0),
+    "kitchen": (0.0, 4.0),
+    "pen": (96.262799, 3076.8331017826877),
 }
 
 
 @dataclass
 class Args:
+    policy: Literal["crossq", "controller"] = "crossq"
+    """who acts: a policy trained here, or the scripted controller of an AntMaze, pen or kitchen"""
     env_id: str = "Hopper-v4"
-    """Gymnasium environment with a Box action space"""
+    """Gymnasium environment with actions in [-1, 1], or a name of benchmark/d4rl_envs.py"""
     prefix: str = "mine/hopper"
-    """the two sets become {prefix}/medium-v0 and {prefix}/medium-replay-v0"""
-    medium_steps: int = 45_000
-    """environment steps before the policy is taken as the medium one (local/: 45k, 60k, 55k)"""
-    replay_steps: int = 64_000
-    """environment steps whose replay buffer is stored (local/: 64k, 69k, 56k)"""
+    """the sets become {prefix}/medium-v0 and {prefix}/medium-replay-v0, or {prefix}/controller-v0"""
     transitions: int = 100_000
-    """least number of transitions in the medium set; the last episode is completed"""
+    """least number of transitions in a set of rollouts; the last episode is completed"""
     seed: int = 1
-    """seed of training; rollouts are reset with 10000, 10001, ..."""
+    """seed of training, or of the controller's choices; rollouts are reset with 10000, 10001, ..."""
+    medium_steps: int = 45_000
+    """crossq: environment steps before the policy is taken as the medium one (local/: 45k, 60k, 55k)"""
+    replay_steps: int = 64_000
+    """crossq: environment steps whose replay buffer is stored (local/: 64k, 69k, 56k)"""
 
 
 def episode_buffer(observations, actions, rewards, terminations, truncations) -> EpisodeBuffer:
@@ -54,11 +69,15 @@ def episode_buffer(observations, actions, rewards, terminations, truncations) ->
     )
 
 
-def rollouts(env: gym.Env, act, transitions: int) -> list[EpisodeBuffer]:
-    """Whole episodes of `act(observation)` until there are at least `transitions` steps."""
+def rollouts(env: gym.Env, start, transitions: int) -> list[EpisodeBuffer]:
+    """Whole episodes until there are at least `transitions` steps.
+
+    start(info), with what an episode's reset returned, returns its policy: act(observation) is an action.
+    """
     episodes, steps = [], 0
     while steps < transitions:
-        observation, _ = env.reset(seed=10_000 + len(episodes))
+        observation, info = env.reset(seed=10_000 + len(episodes))
+        act = start(info)
         rows, observations, done = [], [observation], False
         while not done:
             action = act(observation)
@@ -99,7 +118,7 @@ def save(dataset_id: str, env_id: str, episodes: list[EpisodeBuffer], descriptio
     steps = sum(len(e.rewards) for e in episodes)
     print(
         f"{dataset_id}: {steps} transitions, {len(episodes)} episodes, "
-        f"return {np.mean(returns):.0f} ± {np.std(returns):.0f}"
+        f"return {np.mean(returns):.2f} ± {np.std(returns):.2f}"
     )
 
 
@@ -120,25 +139,17 @@ def compress(path: Path) -> None:
     os.replace(smaller, path)
 
 
-def main() -> None:
-    args = tyro.cli(Args, description=__doc__)
+def collect_crossq(args: Args, env: gym.Env) -> None:
+    """Train, and write the medium and the medium-replay set."""
     from sbx import CrossQ  # jax loads only when something is trained
 
-    os.environ.setdefault("MINARI_DATASETS_PATH", str(Path(__file__).resolve().parents[1] / "datasets"))
-    env = gym.make(args.env_id)
-    low, high = env.action_space.low, env.action_space.high
-    if not (np.all(low == -1) and np.all(high == 1)):
-        raise SystemExit(
-            f"{args.env_id}: Stable-Baselines3 stores actions in [-1, 1], the environment's differ"
-        )
     model = CrossQ("MlpPolicy", env, learning_starts=2000, seed=args.seed, buffer_size=args.replay_steps)
     how = f"CrossQ (sbx-rl) on {args.env_id}, seed {args.seed}"
     model.learn(args.medium_steps, progress_bar=False)
-    episodes = rollouts(
-        gym.make(args.env_id), lambda obs: model.predict(obs, deterministic=False)[0], args.transitions
-    )
+    act = lambda observation: model.predict(observation, deterministic=False)[0]
     save(
-        f"{args.prefix}/medium-v0", args.env_id, episodes,
+        f"{args.prefix}/medium-v0", args.env_id,
+        rollouts(gym.make(args.env_id), lambda info: act, args.transitions),
         f"Stochastic rollouts of {how}, after {args.medium_steps} steps.", algorithm_name="CrossQ",
     )  # fmt: skip
     model.learn(args.replay_steps - args.medium_steps, reset_num_timesteps=False)
@@ -146,6 +157,28 @@ def main() -> None:
         f"{args.prefix}/medium-replay-v0", args.env_id, replay_episodes(model.replay_buffer),
         f"Replay buffer of {how}, up to step {args.replay_steps}.", algorithm_name="CrossQ",
     )  # fmt: skip
+
+
+def collect_controller(args: Args, env: gym.Env) -> None:
+    """Write the set of the environment's scripted controller."""
+    controller = controller_for(args.env_id)
+    rng = np.random.default_rng(args.seed)
+    save(
+        f"{args.prefix}/controller-v0", args.env_id,
+        rollouts(env, lambda info: controller(env, info, rng), args.transitions),
+        f"Rollouts of {controller.__name__} (benchmark/controllers.py) on {args.env_id}, seed {args.seed}.",
+        algorithm_name=controller.__name__,
+    )  # fmt: skip
+
+
+def main() -> None:
+    args = tyro.cli(Args, description=__doc__)
+    os.environ.setdefault("MINARI_DATASETS_PATH", str(Path(__file__).resolve().parents[1] / "datasets"))
+    env = gym.make(args.env_id)
+    low, high = env.action_space.low, env.action_space.high
+    if not (np.all(low == -1) and np.all(high == 1)):
+        raise SystemExit(f"{args.env_id}: policies here act in [-1, 1], the environment's actions differ")
+    {"crossq": collect_crossq, "controller": collect_controller}[args.policy](args, env)
 
 
 if __name__ == "__main__":
