@@ -8,9 +8,11 @@ A controller is made for one episode, `controller_for(env_id)(env, info, rng)` a
 info, and then called with each observation; it returns an action in [-1, 1].
 """
 
+import itertools
 from collections import deque
 
 import gymnasium as gym
+import mujoco
 import numpy as np
 
 from benchmark.d4rl_envs import CELL_SIZE, cell_centers
@@ -125,7 +127,120 @@ def cell_of(position: np.ndarray) -> tuple[int, int]:
     return int(column), int(row)
 
 
-CONTROLLERS = {"antmaze": AntController}
+# ---------------------------------------------------------------------------------------------------- kitchen
+class KitchenController:
+    """Does its environment's tasks one after another, by inverse kinematics. Knows the simulator's state.
+
+    A task is a generator of what the hand shall do next: (position [3] of the gripper in metres, whether its
+    fingers press together). Noise: Gaussian in the arm's actions, its standard deviation drawn from U(0, 0.2)
+    for an episode.
+    """
+
+    ORDER = ("microwave", "kettle", "light switch", "bottom burner", "slide cabinet")
+    # The tasks done by a push: the site pushed at, and relative to it, in metres, the gripper's position
+    # before and after. The fingers reach 45 mm further along y than the gripper's position.
+    PUSHES = {
+        "bottom burner": ("knob2_site", (-0.08, -0.03, 0.02), (0.10, -0.03, 0.02)),
+        "light switch": ("light_site", (0.08, -0.04, 0.0), (-0.10, -0.04, 0.0)),
+        "slide cabinet": ("slide_site", (-0.09, -0.03, -0.05), (0.25, -0.03, -0.05)),
+    }
+    GAIN, MAX_SPEED, TURN_GAIN = 10.0, 1.0, 4.0  # 1/s, m/s, 1/s
+    TURN_WEIGHT = 0.3  # metres that a radian of the hand's orientation is worth
+    DAMPING = 0.05  # metres, of the least squares: keeps joints slow near a singularity
+    POSTURE = np.array([0.15, -1.2, 1.84, -2.3, 0.26, 0.9, 1.6])  # radians; where spare freedom goes
+    FORWARD = np.array([[0, 1, 0], [0, 0, 1], [1, 0, 0]])  # orientation: fingers along the world's y
+
+    def __init__(self, env: gym.Env, info: dict, rng: np.random.Generator):
+        self.rng, self.noise = rng, rng.uniform(0, 0.2)
+        self.kitchen = env.unwrapped
+        self.model, self.data = self.kitchen.model, self.kitchen.data
+        self.gripper = self.data.site("end_effector")
+        self.plan = self.all_tasks()
+
+    def is_open(self, task: str) -> bool:
+        return task in self.kitchen.tasks_to_complete and task not in self.kitchen.episode_task_completions
+
+    def all_tasks(self):
+        while True:  # an episode ends with its last task; one that failed is tried again
+            for task in filter(self.is_open, self.ORDER):
+                yield from self.push(task) if task in self.PUSHES else getattr(self, task)()
+
+    def go(self, position, closed: bool = True):
+        """Until the gripper is within 2 cm of the position, but no longer than 30 steps."""
+        for _ in range(30):
+            yield np.asarray(position), closed
+            if np.linalg.norm(position - self.gripper.xpos) < 0.02:
+                return
+
+    def push(self, task: str):
+        name, before, after = self.PUSHES[task]
+        site = self.data.site(name).xpos.copy()
+        yield from self.go(site + before + [0, -0.13, 0])
+        yield from self.go(site + before)
+        yield from itertools.takewhile(lambda step: self.is_open(task), self.go(site + after))
+        yield from self.go(self.gripper.xpos + [0, -0.15, 0])
+
+    def kettle(self):
+        """Push it at its foot, left or right of the middle where it has turned."""
+        kettle = self.data.body("kettle")
+        yield from self.go(kettle.xpos + [0, -0.30, 0.12])
+        yield from self.go(kettle.xpos + [0, -0.23, 0.08])
+        for _ in range(60):
+            if not self.is_open("kettle"):
+                break
+            yaw = 2 * kettle.xquat[3]
+            yield kettle.xpos + [-0.1 * yaw, -0.05, 0.08], True
+        yield from self.go(self.gripper.xpos + [0, -0.15, 0.05])
+
+    def microwave(self):
+        """Grip the handle and pull it along its arc until the door is open or the handle has slipped out."""
+        handle, hinge = self.data.site("microhandle_site").xpos, self.data.joint("microwave").xanchor
+        yield from self.go(handle + [0, -0.14, 0.01], closed=False)
+        yield from self.go(handle + [0, -0.01, 0.01], closed=False)
+        for _ in range(8):
+            yield handle + [0, -0.01, 0.01], True
+        for _ in range(60):
+            if not self.is_open("microwave") or np.linalg.norm(handle - self.gripper.xpos) > 0.06:
+                break
+            x, y, _ = handle - hinge
+            yield handle + [0.1 * y, -0.1 * x - 0.01, 0.01], True
+        for _ in range(4):
+            yield self.gripper.xpos.copy(), False
+        yield from self.go(self.gripper.xpos + [0, -0.12, 0], closed=False)
+
+    def joint_velocities(self, velocity: np.ndarray) -> np.ndarray:
+        """[7] rad/s of the arm's joints that move the gripper by velocity [6] (m/s, rad/s): least squares."""
+        jacobian = np.zeros((6, self.model.nv))
+        mujoco.mj_jacSite(self.model, self.data, jacobian[:3], jacobian[3:], self.gripper.id)
+        weights = np.repeat([1, self.TURN_WEIGHT], 3)
+        jacobian, velocity = weights[:, None] * jacobian[:, :7], weights * velocity
+        angles, (low, high) = self.data.qpos[:7], self.model.jnt_range[:7].T
+        free = np.ones(7)
+        for _ in range(4):  # a joint that would run into its limit is left to the others
+            movable = jacobian * free
+            inverse = movable.T @ np.linalg.inv(movable @ movable.T + self.DAMPING**2 * np.eye(6))
+            spare = free * 0.5 * (self.POSTURE - angles)
+            joints = inverse @ velocity + spare - inverse @ (movable @ spare)
+            stuck = (angles < low + 0.03) & (joints < 0) | (angles > high - 0.03) & (joints > 0)
+            free = free * ~stuck
+        return joints * free
+
+    def __call__(self, obs: np.ndarray) -> np.ndarray:
+        position, closed = next(self.plan)
+        velocity = self.GAIN * (position - self.gripper.xpos)
+        velocity *= min(1, self.MAX_SPEED / max(np.linalg.norm(velocity), 1e-9))
+        axes = self.gripper.xmat.reshape(3, 3)
+        turn = self.TURN_GAIN * np.cross(axes, self.FORWARD, axis=0).sum(axis=1) / 2
+        # An action of 1 is 2 rad/s, done by a spring towards the angle reached after one step; without its
+        # share of the gravity the arm would sag.
+        arm = self.joint_velocities(np.concatenate([velocity, turn])) / 2
+        reach = 2 * self.kitchen.robot_env.dt  # radians
+        arm += self.data.qfrc_bias[:7] / self.model.actuator_gainprm[:7, 0] / reach
+        arm += self.noise * self.rng.standard_normal(7)
+        return np.clip([*arm, *[-1 if closed else 1] * 2], -1, 1)
+
+
+CONTROLLERS = {"antmaze": AntController, "kitchen": KitchenController}
 
 
 def controller_for(env_id: str) -> type:
