@@ -80,7 +80,7 @@ def rollouts(env: gym.Env, start, transitions: int) -> list[EpisodeBuffer]:
         act = start(info)
         rows, observations, done = [], [observation], False
         while not done:
-            action = act(observation)
+            action = np.asarray(act(observation), np.float32)  # as it will be stored
             observation, reward, terminated, truncated, _ = env.step(action)
             rows.append((action, reward, terminated, truncated))
             observations.append(observation)

@@ -80,11 +80,12 @@ class AntGait:
 class AntController:
     """Walks shortest paths from cell to cell. Knows the maze and, from info, the goal.
 
-    Each target is the goal with probability one half, else any other free cell; so most episodes reach the
-    goal, many of them by detours, and the data covers the whole maze, as D4RL's do. Noise: Gaussian, its
+    Half of the targets are the goal, the others any free cells; so most episodes reach the goal, many of them
+    by detours, and the data covers the whole maze, as D4RL's do. Noise: Gaussian, its
     standard deviation drawn from U(0, 0.3) for an episode.
     """
 
+    GOAL_SHARE = 0.5  # of the targets
     NEAR = 1.0  # metres to a cell's centre at which the ant counts as there and turns to the next one
 
     def __init__(self, env: gym.Env, info: dict, rng: np.random.Generator):
@@ -98,7 +99,8 @@ class AntController:
     def choose_target(self) -> None:
         goal_cell = cell_of(self.goal)
         others = [cell for cell in self.cells if cell not in (goal_cell, self.cell)]
-        self.target = goal_cell if self.rng.random() < 0.5 else others[self.rng.integers(len(others))]
+        to_goal = self.rng.random() < self.GOAL_SHARE
+        self.target = goal_cell if to_goal else others[self.rng.integers(len(others))]
         self.steps = steps_to(self.target, self.cells)
 
     def way_point(self, position: np.ndarray) -> np.ndarray:
@@ -244,10 +246,10 @@ class KitchenController:
 class PenController:
     """Tries a few hand postures in the simulator every 0.1 s and takes the best. Knows the simulator's state.
 
-    A posture is one action, held. Candidates are the one before (at first the middle of each joint's range) and
-    random ones around it, each rolled out from the present state. They are few for a hand of 24 joints: in
-    many episodes the pen is dropped or does not get there. Noise: Gaussian, its standard deviation drawn from
-    U(0, 0.2) for an episode.
+    A posture is one action, held. Candidates are the one before (at first the middle of every joint's range)
+    and random ones around it, each rolled out from the present state. They are few for a hand of 24 joints:
+    in many episodes the pen is dropped or does not get there. Noise: Gaussian, its standard deviation drawn
+    from U(0, 0.2) for an episode.
     """
 
     HOLD, HORIZON = 10, 30  # steps of 10 ms: until the next choice, and of a rollout
