@@ -12,6 +12,7 @@
 `--policy controller`: the controller of benchmark/controllers.py for this AntMaze, pen or kitchen acts, with
 noise. `{prefix}/controller-v0` is its rollouts; nothing is trained.
 
+    pip install -r benchmark/requirements.txt
     python -m benchmark.collect --policy controller --env-id antmaze-umaze-v2 --prefix mine/antmaze-umaze
     python dtql_gaussian.py --env-id mine/antmaze-umaze/controller-v0
 """

@@ -80,9 +80,9 @@ class AntGait:
 class AntController:
     """Walks shortest paths from cell to cell. Knows the maze and, from info, the goal.
 
-    Half of the targets are the goal, the others any free cells; so most episodes reach the goal, many of them
-    by detours, and the data covers the whole maze, as D4RL's do. Noise: Gaussian, its
-    standard deviation drawn from U(0, 0.3) for an episode.
+    Half of the targets are the goal, the others any free cells: most episodes reach the goal, many of them by
+    detours, and the data covers the whole maze. Noise: Gaussian, its standard deviation drawn from U(0, 0.3)
+    for an episode.
     """
 
     GOAL_SHARE = 0.5  # of the targets
@@ -159,12 +159,13 @@ class KitchenController:
         self.gripper = self.data.site("end_effector")
         self.plan = self.all_tasks()
 
-    def is_open(self, task: str) -> bool:
+    def is_pending(self, task: str) -> bool:
         return task in self.kitchen.tasks_to_complete and task not in self.kitchen.episode_task_completions
 
     def all_tasks(self):
-        while True:  # an episode ends with its last task; one that failed is tried again
-            for task in filter(self.is_open, self.ORDER):
+        """Without end: one that failed is tried again, and an episode is over with the last one done."""
+        while True:
+            for task in filter(self.is_pending, self.ORDER):
                 yield from self.push(task) if task in self.PUSHES else getattr(self, task)()
 
     def go(self, position, closed: bool = True):
@@ -175,11 +176,12 @@ class KitchenController:
                 return
 
     def push(self, task: str):
+        """From 13 cm in front of the push's first point to that, to its last until done, and back."""
         name, before, after = self.PUSHES[task]
         site = self.data.site(name).xpos.copy()
         yield from self.go(site + before + [0, -0.13, 0])
         yield from self.go(site + before)
-        yield from itertools.takewhile(lambda step: self.is_open(task), self.go(site + after))
+        yield from itertools.takewhile(lambda step: self.is_pending(task), self.go(site + after))
         yield from self.go(self.gripper.xpos + [0, -0.15, 0])
 
     def kettle(self):
@@ -188,7 +190,7 @@ class KitchenController:
         yield from self.go(kettle.xpos + [0, -0.30, 0.12])
         yield from self.go(kettle.xpos + [0, -0.23, 0.08])
         for _ in range(60):
-            if not self.is_open("kettle"):
+            if not self.is_pending("kettle"):
                 break
             yaw = 2 * kettle.xquat[3]
             yield kettle.xpos + [-0.1 * yaw, -0.05, 0.08], True
@@ -202,7 +204,7 @@ class KitchenController:
         for _ in range(8):
             yield handle + [0, -0.01, 0.01], True
         for _ in range(60):
-            if not self.is_open("microwave") or np.linalg.norm(handle - self.gripper.xpos) > 0.06:
+            if not self.is_pending("microwave") or np.linalg.norm(handle - self.gripper.xpos) > 0.06:
                 break
             x, y, _ = handle - hinge
             yield handle + [0.1 * y, -0.1 * x - 0.01, 0.01], True
@@ -276,6 +278,7 @@ class PenController:
         return total
 
     def best_posture(self) -> np.ndarray:
+        """[24], of the candidates; the simulator is afterwards in the state that it was in."""
         model, data = self.hand.model, self.hand.data
         everything = mujoco.mjtState.mjSTATE_INTEGRATION
         state = np.empty(mujoco.mj_stateSize(model, everything))
