@@ -30,6 +30,7 @@ are DTQL's, arXiv 2405.19690.
 import contextlib
 import copy
 import difflib
+import functools
 import hashlib
 import http.client
 import importlib.metadata
@@ -37,6 +38,7 @@ import itertools
 import json
 import logging
 import math
+import multiprocessing.connection
 import os
 import pickle
 import platform
@@ -73,6 +75,7 @@ class Args:  # None: the task's setting below, or as the comment says
     eval_every: int | None = None  # training steps between evaluations
     eval_episodes: int | None = None  # per evaluation and seed; 0: never evaluate, needs no environment
     eval_candidates: int | None = None  # always 1: a deterministic policy has one action
+    eval_workers: int | None = None  # processes that evaluate; 0: none, in place; None: one per core in use
     run_dir: str | None = None  # everything a run writes; None: runs/{env}__{script}__{seed}__{time}
     checkpoint_every: int | None = None  # steps between checkpoints; None: as --eval-every
     resume: bool = False  # continue the run in --run-dir from its last checkpoint; start it if there is none
@@ -105,11 +108,11 @@ class Args:  # None: the task's setting below, or as the comment says
 LOG_EVERY = 500  # steps between lines of losses, and within which a NaN is noticed
 CRITIC_LEARNING_RATE = 3e-4  # for every task
 LIMITS = {  # smallest and largest value of a flag
-    "seed": (0, 2**31), "num_seeds": (1, 1024), "batch_size": (1, 2**24), "behavior_batch_size": (1, 2**24),
-    "critic_steps": (0, 2**40), "behavior_steps": (0, 2**40), "policy_steps": (1, 2**40),
-    "eval_every": (1, 2**40), "eval_episodes": (0, 2**20), "eval_candidates": (1, 1),
-    "checkpoint_every": (1, 2**40), "discount": (0, 1), "tau": (0, 1), "expectile": (0, 1), "beta": (0, 1e9),
-    "learning_rate": (0, 1e9), "policy_layers": (1, 64),
+    "seed": (0, 2**31), "num_seeds": (1, 1024), "eval_workers": (0, 1024), "batch_size": (1, 2**24),
+    "behavior_batch_size": (1, 2**24), "critic_steps": (0, 2**40), "behavior_steps": (0, 2**40),
+    "policy_steps": (1, 2**40), "eval_every": (1, 2**40), "eval_episodes": (0, 2**20),
+    "eval_candidates": (1, 1), "checkpoint_every": (1, 2**40), "discount": (0, 1), "tau": (0, 1),
+    "expectile": (0, 1), "beta": (0, 1e9), "learning_rate": (0, 1e9), "policy_layers": (1, 64),
     "sigma_data": (1e-6, 1e6), "sigma_min": (1e-6, 1e6), "sigma_max": (1e-6, 1e6),
 }  # fmt: skip
 
@@ -184,14 +187,22 @@ def resolve(args: Args) -> torch.device:
         print(f"{args.env_id} is not in the paper; settings: {chosen}")
     if args.checkpoint_every is None:
         args.checkpoint_every = args.eval_every
+    device = choose_device(args.device)
+    args.device = str(device)
+    choose_eval_workers(args, device)
     check_limits(args)
     if args.sigma_min >= args.sigma_max:
         fail(f"--sigma-min {args.sigma_min} is not below --sigma-max {args.sigma_max}")
     if args.resume and not args.run_dir:
         fail("--resume needs --run-dir, the directory of the run to continue")
-    device = choose_device(args.device)
-    args.device = str(device)
     return device
+
+
+def choose_eval_workers(args: Args, device: torch.device) -> None:
+    if args.eval_workers is None:
+        threads = torch.get_num_threads()  # what the user grants this run, by OMP_NUM_THREADS
+        beside_gpu = len(os.sched_getaffinity(0))
+        args.eval_workers = beside_gpu if device.type == "cuda" else threads if threads > 1 else 0
 
 
 def choose_compile(args: Args, device: torch.device) -> None:
@@ -407,6 +418,8 @@ def load_minari(dataset_id: str) -> tuple:
         fail(f"{path} is truncated or not a Minari dataset ({error}); remove it to fetch it again")
     if not episodes:
         return path, space.high, *(np.zeros((0, 1)) for _ in range(7))
+    if not dataset_id.startswith("local/"):
+        print(f"{dataset_id}: Minari's data and environment, scores not comparable with D4RL's")
     parts = [(obs[:-1], e.actions, e.rewards, obs[1:], e.terminations) for obs, e in episodes]
     columns = [np.concatenate(column) for column in zip(*parts)]
     returns = np.array([np.sum(e.rewards) for _, e in episodes])
@@ -425,6 +438,7 @@ def flatten(space, obs) -> np.ndarray:
 class Task:
     make_env: Callable  # (render_mode=None) -> a Gymnasium environment with flat observations
     reference: tuple[float, float] | None  # returns that score 0 and 100, where they are known
+    label: str  # what a score is called: "score" where it is on D4RL's scale, in D4RL's environment
 
     def score(self, returns: np.ndarray) -> np.ndarray:
         """D4RL's normalised score 100 (return - min) / (max - min); without references, the return itself."""
@@ -441,10 +455,14 @@ def load_task(env_id: str) -> Task:
         dataset = open_minari(env_id)
         reference = [dataset.storage.metadata.get(key) for key in ("ref_min_score", "ref_max_score")]
         make, options = dataset.recover_environment, {"eval_env": True}
+        if "gymnasium_robotics.envs.maze.ant_maze" in str(dataset.env_spec.entry_point):
+            # The data's maze (Minari's own one to evaluate umaze in is mirrored), and an end at the goal.
+            options |= {"maze_map": dataset.env_spec.kwargs["maze_map"], "continuing_task": False}
         space = dataset.observation_space  # Minari sorts the keys of a Dict; the live environment may not
+        label = "score" if env_id.startswith("local/") else "Minari score"
     else:
         gym_id, *reference = D4RL_TASKS[env_id.partition("-")[0]]
-        make, options = gym.make, {"id": gym_id.format(env_id)}
+        make, options, label = gym.make, {"id": gym_id.format(env_id)}, "score"
 
     def make_env(mode=None):
         try:
@@ -457,7 +475,7 @@ def load_task(env_id: str) -> Task:
         flat = gym.spaces.flatten_space(space)
         return gym.wrappers.TransformObservation(env, lambda obs: gym.spaces.flatten(space, obs), flat)
 
-    return Task(make_env, None if None in reference else tuple(reference))
+    return Task(make_env, *((None, "return") if None in reference else (tuple(reference), label)))
 
 
 def check_task(task: Task, dataset: Dataset) -> None:
@@ -923,38 +941,113 @@ def choose_action(agent: Agent, obs: Tensor, noise: Tensor, u: Tensor) -> Tensor
     return action.take_along_dim(choice[:, :, None, None], dim=2)[:, :, 0]  # [seed, episode, action_dim]
 
 
-def evaluate(agent: Agent, make_env: Callable, episodes: int, num_envs: int = 10, stop: Callable = bool):
+def evaluate(
+    agent: Agent, make_env: Callable, episodes: int, num_envs=10, waiting=None, stop: Callable = bool
+):
     """Returns and lengths, [seed, episode] each; None if stop() turned true. Episode i of a seed starts and
-    draws as (seed, i) alone says, in any number of environments, and counts once, whatever its length."""
+    draws as (seed, i) alone says, in any number of environments, and counts once, whatever its length.
+
+    waiting: for each seed, the episodes to play; 0 is returned for the others. None: all of them.
+    """
     seeds = seeds_of(agent.args)
-    envs = [[make_env(seed) for _ in range(min(num_envs, episodes))] for seed in seeds]
+    idle = [[make_env(seed) for _ in range(min(num_envs, episodes))] for seed in seeds]
+    waiting = waiting or [iter(range(episodes)) for _ in seeds]
+    running: list[list[Episode]] = [[] for _ in seeds]
+    envs = list(itertools.chain(*idle))
     returns, lengths = np.zeros((len(seeds), episodes)), np.zeros((len(seeds), episodes), int)
-
-    def start(seed: int, index: int, env) -> Episode:
-        episode_seed = derive_seed(seed, 2, index)
-        generator = torch.Generator(agent.max_action.device).manual_seed(episode_seed)
-        return Episode(index, env, env.reset(seed=episode_seed)[0], generator)
-
-    waiting = [iter(range(episodes)) for _ in seeds]
-    running = [[start(s, next(indices), env) for env in row] for s, indices, row in zip(seeds, waiting, envs)]
-    while any(running) and not stop():
-        actions = act(agent, running, agent.args.eval_candidates)
+    while not (stopped := stop()):
         for i, seed in enumerate(seeds):
-            row, running[i] = running[i], []
+            while idle[i] and (index := next(waiting[i], None)) is not None:
+                env, episode_seed = idle[i].pop(), derive_seed(seed, 2, index)
+                generator = torch.Generator(agent.max_action.device).manual_seed(episode_seed)
+                running[i].append(Episode(index, env, env.reset(seed=episode_seed)[0], generator))
+        if not any(running):
+            break
+        actions = act(agent, running, agent.args.eval_candidates)
+        for i, row in enumerate(running):
+            running[i] = []
             for episode, action in zip(row, actions[i]):
                 episode.obs, reward, terminated, truncated, _ = episode.env.step(action)
                 episode.total += float(reward)
                 episode.length += 1
-                if not (terminated or truncated):
+                if terminated or truncated:
+                    returns[i, episode.index], lengths[i, episode.index] = episode.total, episode.length
+                    idle[i].append(episode.env)
+                else:
                     running[i].append(episode)
-                    continue
-                returns[i, episode.index], lengths[i, episode.index] = episode.total, episode.length
-                index = next(waiting[i], None)
-                if index is not None:
-                    running[i].append(start(seed, index, episode.env))
-    for env in itertools.chain(*envs):
+    for env in envs:
         env.close()
-    return None if any(running) else (returns, lengths)
+    return None if stopped else (returns, lengths)
+
+
+def serve(connection, taken, args: Args) -> None:
+    """A worker process: evaluates the saved agents whose paths arrive, until the other end is closed.
+
+    taken: of each seed, how many episodes any worker has begun. Who gets free begins the next one.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that trains
+    torch.set_num_threads(1)
+    task, device = load_task(args.env_id), torch.device(args.device)
+    # More than one environment at a time saves launches on a GPU and nothing on a CPU (act).
+    num_envs = 1 if device.type == "cpu" else math.ceil(args.eval_episodes / args.eval_workers)
+
+    def begin(i: int) -> int | None:
+        with taken.get_lock():
+            taken[i] += 1
+            return taken[i] - 1 if taken[i] <= args.eval_episodes else None
+
+    with contextlib.suppress(EOFError, BrokenPipeError):
+        while True:
+            agent = load_agent(load_model(Path(connection.recv()), device), args, device)
+            waiting = [iter(functools.partial(begin, i), None) for i in range(args.num_seeds)]
+            make_env = lambda seed: task.make_env()
+            connection.send(evaluate(agent, make_env, args.eval_episodes, num_envs, waiting, connection.poll))
+
+
+class Evaluator:
+    """Evaluates in place, or a copy of the agent in --eval-workers processes while its training goes on.
+    Either way the returns are the same; on a GPU up to the rounding of products of another size."""
+
+    def __init__(self, agent: Agent, task: Task):
+        self.agent, self.task, args = agent, task, agent.args
+        # Beside training only where it takes no core from it; else training waits.
+        free_cores = len(os.sched_getaffinity(0)) - torch.get_num_threads()
+        on_gpu = agent.max_action.is_cuda
+        self.beside = args.eval_workers > 0 and (on_gpu or args.eval_workers <= free_cores)
+        context = multiprocessing.get_context("spawn")  # a fork would share the state of CUDA and of threads
+        self.taken, self.workers = context.Array("i", args.num_seeds), []
+        for _ in range(min(args.eval_workers, args.eval_episodes)):
+            mine, other = context.Pipe()
+            context.Process(target=serve, args=(other, self.taken, args), daemon=True).start()
+            other.close()
+            self.workers.append(mine)
+
+    def start(self, path: Path) -> None:
+        """path: the agent as save_model wrote it, for the workers."""
+        self.taken[:] = [0] * len(self.taken)
+        for connection in self.workers:
+            connection.send(str(path))
+
+    def ready(self) -> bool:
+        return all(connection.poll() for connection in self.workers)
+
+    def finish(self, stop: Callable = bool):
+        """What evaluate() returns; waits for it."""
+        if not self.workers:
+            make_env = lambda seed: self.task.make_env()
+            return evaluate(self.agent, make_env, self.agent.args.eval_episodes, stop=stop)
+        parts, waiting = [], list(self.workers)
+        while waiting and not stop():
+            for connection in multiprocessing.connection.wait(waiting, timeout=0.1):
+                waiting.remove(connection)
+                try:
+                    parts.append(connection.recv())
+                except (EOFError, OSError):
+                    fail("an evaluation process died, as it says above or for lack of memory; resume with "
+                         "a smaller --eval-workers", code=1)  # fmt: skip
+        if waiting:
+            return None
+        return tuple(map(sum, zip(*parts)))  # each episode was played by one of them
 
 
 def record_video(agent: Agent, task: Task, run_dir: Path) -> None:
@@ -1013,9 +1106,17 @@ def load_model(path: Path, device: torch.device) -> dict:
     return saved
 
 
+def load_agent(saved: dict, args: Args, device: torch.device) -> Agent:
+    """The agent in what load_model returned."""
+    agent = Agent(saved["config"]["obs_dim"], saved["max_action"], args, device)
+    agent.load_state_dict(saved["agent"])
+    return agent
+
+
 # ----------------------------------------------------------------------------------------------------- main
 PACKAGES = {"torch", "numpy", "gymnasium", "mujoco", "minari"}  # whose versions config.json keeps
-MAY_CHANGE = {"resume", "run_dir", "capture_video", "track", "wandb_project", "wandb_entity", "eval_only"}
+MAY_CHANGE = {"resume", "run_dir", "eval_workers", "capture_video", "track", "wandb_project", "wandb_entity",
+              "eval_only"}  # fmt: skip
 
 
 def open_run(args: Args, dataset: Dataset) -> tuple[Path, dict]:
@@ -1085,7 +1186,7 @@ def train(args: Args) -> None:
     task = load_task(args.env_id) if args.eval_episodes else None
     if task:
         check_task(task, dataset)
-    label = "score" if task and task.reference else "return"
+    label = task.label if task else "score"
     choose_compile(args, device)  # slow: after all that can be wrong with the data
     run_dir, config = open_run(args, dataset)
     transitions = torch.as_tensor(dataset.transitions, device=device)  # [N, sum(dims)]
@@ -1112,12 +1213,13 @@ def train(args: Args) -> None:
 
         wandb.init(project=args.wandb_project, entity=args.wandb_entity, name=run_dir.name, config=config,
                    dir=run_dir, id=run_dir.name[-64:], resume="allow")  # fmt: skip
+        wandb.define_metric("*", step_metric="step")  # an evaluation may end after later losses were logged
 
-    def log(values: dict[str, list]) -> None:
+    def log(step: int, values: dict[str, list]) -> None:
         """A line of metrics.jsonl for each seed; values: [seed, ...] each."""
         try:
             for i, seed in enumerate(seeds):
-                line = {"step": state["step"], "seed": seed} | {name: x[i] for name, x in values.items()}
+                line = {"step": step, "seed": seed} | {name: x[i] for name, x in values.items()}
                 metrics.write(json.dumps(line) + "\n")
             metrics.flush()
         except OSError as error:
@@ -1127,12 +1229,25 @@ def train(args: Args) -> None:
             named = {
                 f"seed{seed}/{name}": x[i] for name, x in scalars.items() for i, seed in enumerate(seeds)
             }
-            wandb.log(named, step=state["step"])
+            wandb.log(named | {"step": step})
 
-    def run_evaluation() -> None:
-        clock = time.perf_counter()
-        results = evaluate(agent, lambda seed: task.make_env(), args.eval_episodes, stop=lambda: interrupted)
+    def start_evaluation() -> None:
+        nonlocal evaluating
+        clock, evaluating = time.perf_counter(), state["step"]
+        if args.eval_workers:
+            save_model(snapshot, agent, config)
+            evaluator.start(snapshot)
         state["eval_seconds"] += time.perf_counter() - clock
+
+    def finish_evaluation() -> None:
+        nonlocal evaluating
+        clock = time.perf_counter()
+        if interrupted:
+            print("waiting for the last evaluation; Ctrl-C again ends without a checkpoint", file=sys.stderr)
+        results = evaluator.finish(stop=lambda: interrupted and evaluating == state["step"])
+        state["eval_seconds"] += time.perf_counter() - clock
+        step, evaluating = evaluating, None
+        snapshot.unlink(missing_ok=True)
         if results is None:
             return
         returns, lengths = results
@@ -1140,15 +1255,15 @@ def train(args: Args) -> None:
         if task.reference:
             named["normalized_score"] = task.score(returns)
         means = {f"eval/{name}": x.mean(axis=1).tolist() for name, x in named.items()}
-        log(means | {f"eval/{name}s": x.tolist() for name, x in named.items()})
+        log(step, means | {f"eval/{name}s": x.tolist() for name, x in named.items()})
         state["history"].append(task.score(returns).tolist())
-        state["evaluated"] = state["step"]
-        bar.write(f"step {state['step']}: {summarize(label, state['history'][-1])}")
+        state["evaluated"] = step
+        bar.write(f"step {step}: {summarize(label, state['history'][-1])}")
 
     def log_losses(totals: dict[str, Tensor]) -> None:
         steps, seconds = state["step"] - state["logged"], state["train_seconds"] - state["logged_seconds"]
         means = {name: (total / steps).tolist() for name, total in totals.items()}
-        log(means | {"steps_per_second": [round(steps / seconds, 2)] * len(seeds)})
+        log(state["step"], means | {"steps_per_second": [round(steps / seconds, 2)] * len(seeds)})
         score = {label: f"{np.mean(state['history'][-1]):.1f}"} if state["history"] else {}
         bar.set_postfix(score | {name: f"{np.mean(x):.3g}" for name, x in means.items()})
         state.update(logged=state["step"], logged_seconds=state["train_seconds"])
@@ -1185,16 +1300,24 @@ def train(args: Args) -> None:
         totals = state["totals"].setdefault(name, {})
         phases[name] = first, end, make_step(agent, transitions, dataset.dims, generators, phase, totals)
     last_first = first
+    evaluator, evaluating = Evaluator(agent, task) if task else None, None  # None, or the step it is at
+    snapshot = run_dir / "snapshot.pt"
     bar = tqdm(total=end, initial=state["step"], disable=None, dynamic_ncols=True, unit="step")
     checkpointed = state["step"]
     while True:
         step = state["step"]
         trained = step - last_first  # steps of the last phase, the one that trains the policy
         due = trained > 0 and (trained % args.eval_every == 0 or step == end)
-        if task and due and state["evaluated"] < step:
-            run_evaluation()
-        if interrupted or (step > checkpointed and (step % args.checkpoint_every == 0 or step == end)):
-            save_checkpoint()
+        due = task and due and state["evaluated"] < step
+        to_save = step > checkpointed and (step % args.checkpoint_every == 0 or step == end)
+        if evaluating is not None and (due or to_save or interrupted or evaluator.ready()):
+            finish_evaluation()  # before a checkpoint, which would lose it
+        if due and not interrupted:
+            start_evaluation()
+            if step == end or not evaluator.beside:
+                finish_evaluation()
+        if interrupted or to_save:
+            save_checkpoint()  # has a resumed run do the evaluation that began just now
             checkpointed = step
         if interrupted:
             bar.close()
@@ -1240,17 +1363,19 @@ def evaluate_only(args: Args) -> None:
     device = choose_device(args.device)
     saved = load_model(Path(args.eval_only), device)
     trained = Args(**{name: saved["config"][name] for name in asdict(args)})
+    trained.device, trained.eval_workers = str(device), args.eval_workers
+    choose_eval_workers(trained, device)
     for name in ("eval_candidates", "eval_episodes"):
         if getattr(args, name) is not None:
             setattr(trained, name, getattr(args, name))
     check_limits(trained)
     if not trained.eval_episodes:
         fail("--eval-episodes is 0, as it was in training; say how many to run")
-    agent = Agent(saved["config"]["obs_dim"], saved["max_action"], trained, device)
-    agent.load_state_dict(saved["agent"])
-    task = load_task(trained.env_id)
-    returns, _ = evaluate(agent, lambda seed: task.make_env(), trained.eval_episodes)
-    print(summarize("score" if task.reference else "return", task.score(returns)))
+    agent, task = load_agent(saved, trained, device), load_task(trained.env_id)
+    evaluator = Evaluator(agent, task)
+    evaluator.start(Path(args.eval_only))
+    returns, _ = evaluator.finish()
+    print(summarize(task.label, task.score(returns)))
     if args.capture_video:
         record_video(agent, task, Path(args.eval_only).parent)
 

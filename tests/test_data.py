@@ -446,6 +446,78 @@ def test_minari_episodes_become_transitions_in_the_live_envs_layout(script, sort
     np.testing.assert_array_equal(action[:, 0], np.float32([0, 0, 0, 0.1, 0.1, 0.2]))
 
 
+# Minari's mirrored map, in which it evaluates what was recorded in U_MAZE
+MIRRORED = [[1, 1, 1, 1, 1], [1, 0, 0, "r", 1], [1, 0, 1, 1, 1], [1, 0, 0, "g", 1], [1, 1, 1, 1, 1]]
+MINARI_SUITES = {  # as Minari's D4RL/{antmaze,pen,kitchen} were recorded; and what is evaluated differently
+    "D4RL/antmaze/umaze-v9": ("AntMaze_UMaze-v5", {"continuing_task": True}, {"maze_map": MIRRORED}),
+    "D4RL/pen/human-v9": ("AdroitHandPen-v1", {"max_episode_steps": 200}, {}),
+    "D4RL/kitchen/mixed-v9": ("FrankaKitchen-v1", {"tasks_to_complete": ["microwave", "kettle"]}, {}),
+}
+
+
+def stack(observations: list):
+    """A list of observations, each an array or a dict of such, as one with a leading time dimension."""
+    if isinstance(observations[0], dict):
+        return {key: stack([obs[key] for obs in observations]) for key in observations[0]}
+    return np.stack(observations)
+
+
+@pytest.fixture
+def minari_suite(request):
+    """The id of a small recording of one episode, and the environment that it is of."""
+    import gymnasium_robotics
+
+    gym.register_envs(gymnasium_robotics)
+    env_id, options, changes = MINARI_SUITES[request.param]
+    with warnings.catch_warnings(action="ignore"):
+        env, eval_env = gym.make(env_id, **options), gym.make(env_id, **options | changes)
+        env.action_space.seed(0)
+        observations, actions, rewards = [env.reset(seed=0)[0]], [], []
+        for _ in range(5):
+            actions.append(env.action_space.sample())
+            obs, reward, *_ = env.step(actions[-1])
+            observations.append(obs)
+            rewards.append(float(reward))
+        buffer = EpisodeBuffer(
+            observations=stack(observations), actions=np.stack(actions), rewards=rewards,
+            terminations=[False] * 5, truncations=[False] * 4 + [True],
+        )  # fmt: skip
+        minari.create_dataset_from_buffers(
+            request.param, [buffer], env=env, eval_env=eval_env, ref_min_score=0.0, ref_max_score=1.0
+        )
+    return request.param, env
+
+
+@pytest.mark.parametrize("minari_suite", MINARI_SUITES, indirect=True)
+def test_minaris_own_suites_are_their_own_task(script, minari_suite, capsys):
+    """Never D4RL's of a like name: its data, its environment, its scores, which say so."""
+    dataset_id, recorded = minari_suite
+    dataset, task = script.load_dataset(dataset_id), script.load_task(dataset_id)
+    script.check_task(task, dataset)
+    assert task.label == "Minari score" and script.load_task("pen-human-v1").label == "score"
+    assert "not comparable with D4RL's" in capsys.readouterr().out
+    env = task.make_env()
+    obs, _ = env.reset(seed=0)
+    live = recorded.reset(seed=0)[0]
+    np.testing.assert_array_equal(obs, gym.spaces.flatten(recorded.observation_space, live))
+    rows = dataset.transitions[:, : dataset.dims[0]]
+    assert rows.shape == (5, *obs.shape)
+    np.testing.assert_allclose(rows[0], obs, atol=1e-6)  # recorded from the same seed
+    assert env.spec.max_episode_steps == recorded.spec.max_episode_steps
+
+
+@pytest.mark.parametrize("minari_suite", ["D4RL/antmaze/umaze-v9"], indirect=True)
+def test_minaris_antmaze_is_evaluated_in_the_datas_maze_and_ends_at_the_goal(script, minari_suite):
+    dataset_id, recorded = minari_suite
+    env = script.load_task(dataset_id).make_env()
+    maze = env.unwrapped
+    assert maze.maze.maze_map == recorded.unwrapped.maze.maze_map != MIRRORED
+    env.reset(seed=1)
+    maze.goal = maze.ant_env.data.qpos[:2].copy()  # where the ant stands
+    _, reward, terminated, _, _ = env.step(env.action_space.sample() * 0)
+    assert (reward, terminated) == (1, True)
+
+
 def test_without_reference_scores_the_raw_return_is_the_result(script, make_minari):
     make_minari("mine/goal/raw-v0", lengths=[1])
     make_minari("mine/goal/scored-v0", lengths=[1], ref_min_score=10.0, ref_max_score=30.0)

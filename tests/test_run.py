@@ -2,12 +2,14 @@
 
 import dataclasses
 import json
+import os
 import random
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -33,8 +35,9 @@ def specific(script: str) -> list[str]:
 
 
 def metrics(run_dir) -> list[dict]:
-    """metrics.jsonl without the times in it."""
+    """metrics.jsonl without the times in it: an evaluation beside training may end after later losses."""
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    lines.sort(key=lambda line: (line["step"], "eval/return" in line, line["seed"]))
     return [{k: v for k, v in line.items() if k != "steps_per_second"} for line in lines]
 
 
@@ -57,6 +60,11 @@ def finished(request, tmp_path_factory):
     done = run_script(request.param, *short(request.param), "--run-dir", "run", cwd=home)
     assert done.returncode == 0, done.stderr
     return request.param, home / "run", done.stdout
+
+
+def workers(script: str) -> list[str]:
+    """One script evaluates in a process of its own (beside training, where there are two cores)."""
+    return ["--eval-workers", "1"] if script == SCRIPTS[0] else []
 
 
 def start(script, run_dir, home, *flags):
@@ -107,7 +115,7 @@ def test_kill_9_in_each_phase_and_resume_gives_the_uninterrupted_run(finished, t
     script, whole, _ = finished
     delay = random.Random(0)
     for step in (13, 39, 78):  # SRPO's phases end at 30 and 60, the others' first one at 60
-        process = start(script, "run", tmp_path, "--resume")
+        process = start(script, "run", tmp_path, "--resume", *workers(script))
         wait_for_checkpoint(process, tmp_path / "run" / "checkpoint.pt", step)
         time.sleep(delay.random() / 4)  # into the steps, evaluations and writes that follow
         process.kill()
@@ -121,7 +129,7 @@ def test_kill_9_in_each_phase_and_resume_gives_the_uninterrupted_run(finished, t
 
 def test_ctrl_c_writes_a_checkpoint_and_says_how_to_resume(finished, tmp_path):
     script, whole, _ = finished
-    process = start(script, "run", tmp_path)
+    process = start(script, "run", tmp_path, *workers(script))
     wait_for_checkpoint(process, tmp_path / "run" / "checkpoint.pt", 1)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate()
@@ -133,6 +141,70 @@ def test_ctrl_c_writes_a_checkpoint_and_says_how_to_resume(finished, tmp_path):
     done = subprocess.run([sys.executable, *command], cwd=tmp_path, env=script_env(tmp_path), text=True)
     assert done.returncode == 0
     assert_equal_runs(whole, tmp_path / "run")
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_evaluation_in_worker_processes_gives_the_run_that_evaluates_in_place(finished, count, tmp_path):
+    script, in_place, output = finished
+    done = run_script(script, *short(script), "--eval-workers", count, "--run-dir", "run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert_equal_runs(in_place, tmp_path / "run")
+    assert not (tmp_path / "run" / "snapshot.pt").exists()
+    done = run_script(script, "--eval-only", "run/model.pt", "--eval-workers", count, cwd=tmp_path)
+    assert done.stdout in output
+
+
+def children(pid: int) -> set[int]:
+    return set(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
+
+
+@pytest.fixture
+def evaluating(tmp_path):
+    """A run whose two workers are at an evaluation that takes long, and these processes' ids."""
+    script = SCRIPTS[0]
+    process = start(script, "run", tmp_path, "--eval-workers", "2", "--eval-episodes", "100000")
+    snapshot = tmp_path / "run" / "snapshot.pt"
+    while process.poll() is None and not snapshot.exists():
+        time.sleep(0.01)
+    yield process, children(process.pid)
+    process.kill()
+    process.communicate()
+
+
+def wait_for_end(pids: set[int]) -> None:
+    deadline = time.monotonic() + 60
+    while any(Path(f"/proc/{pid}").exists() for pid in pids):
+        assert time.monotonic() < deadline, "a process outlives its run"
+        time.sleep(0.01)
+
+
+def test_workers_end_with_a_run_that_was_killed(evaluating):
+    process, pids = evaluating
+    assert len(pids) >= 2
+    process.kill()
+    process.wait()
+    wait_for_end(pids)
+
+
+def test_ctrl_c_ends_an_evaluation_in_workers_and_resumes_before_it(evaluating, tmp_path):
+    process, pids = evaluating
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate()
+    assert process.returncode == 130 and "Traceback" not in errors
+    wait_for_end(pids)
+    state = load(tmp_path / "run" / "checkpoint.pt")["state"]
+    assert state["step"] == 110 and state["evaluated"] == 0  # so that it is done when the run goes on
+
+
+def test_a_worker_that_dies_ends_the_run_in_one_line(evaluating):
+    process, pids = evaluating
+    for pid in pids:
+        if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text():  # not multiprocessing's own helper
+            os.kill(pid, signal.SIGKILL)
+            break
+    _, errors = process.communicate()
+    assert process.returncode == 1 and "Traceback" not in errors
+    assert "an evaluation process died" in errors.splitlines()[-1]
 
 
 def test_a_seed_learns_the_same_alone_and_beside_others(finished, tmp_path):
