@@ -1,15 +1,17 @@
 """benchmark/d4rl_envs.py against D4RL's AntMaze, pen and kitchen: figures, each with its source in D4RL."""
 
 import contextlib
+import json
 import sys
 import warnings
+from pathlib import Path
 
 import gymnasium as gym
 import mujoco
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
-from helpers import ROOT, SCRIPTS, load_script
+from helpers import ROOT, SCRIPTS, load_script, write_d4rl
 from scipy import stats
 
 sys.path.insert(0, str(ROOT))
@@ -26,6 +28,10 @@ NAMES = [*ANTMAZE, *PEN, *KITCHEN]
 # One of each environment that differs from the others.
 DISTINCT = ["antmaze-umaze-v0", "antmaze-umaze-v2", "antmaze-medium-play-v2", "antmaze-large-play-v2",
             "pen-human-v1", "kitchen-partial-v0", "kitchen-mixed-v0"]  # fmt: skip
+REFERENCES = {  # infos.py: the returns that score 0 and 100
+    "antmaze": (0, 1), "pen": (96.262799, 3076.8331017826877), "kitchen": (0, 4),
+    "hopper": (-20.272305, 3234.3), "walker2d": (1.629008, 4592.3), "halfcheetah": (-280.178953, 12135.0),
+}  # fmt: skip
 MAPS = {  # locomotion/maze_env.py: U_MAZE_TEST, BIG_MAZE_TEST, HARDEST_MAZE_TEST; 1 is a wall
     "umaze": ["11111", "1R001", "11101", "1G001", "11111"],
     "medium": ["11111111", "1R011001", "10010001", "11000111",
@@ -131,6 +137,34 @@ def test_the_command_lists_every_name_with_horizon_sizes_environment_and_file(ca
     assert rows["kitchen-mixed-v0"][:3] == ["280", "60", "9"]
     assert rows["hopper-medium-v2"][:3] == ["1000", "11", "3"]
     assert "http://rail.eecs.berkeley.edu/datasets/offline_rl" in lines[-1]
+
+
+@pytest.mark.parametrize("name", load_script(SCRIPTS[0]).TASKS)
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_script_trains_and_evaluates_on_each_task_of_the_paper(script, name, tmp_path, monkeypatch):
+    family = name.partition("-")[0]
+    obs_dim, action_dim = {"antmaze": (29, 8), "pen": (45, 24), "kitchen": (60, 9), "hopper": (11, 3)}.get(
+        family, (17, 6)
+    )
+    module = load_script(script)
+    monkeypatch.setenv("D4RL_DATASET_DIR", str(tmp_path))
+    monkeypatch.setattr(module.signal, "signal", lambda *_: None)
+    keys = {"next_observations": None} | ({"timeouts": None} if family == "kitchen" else {})
+    write_d4rl(tmp_path / Path(module.D4RL_FILES[name]).name, obs_dim=obs_dim, action_dim=action_dim, **keys)
+    flags = {f"{phase}_steps": 2 for phase in module.PHASES} | {"batch_size": 8}
+    flags |= {"behavior_batch_size": 8} if script == "srpo.py" else {"eval_candidates": 2}
+    run_dir = tmp_path / "run"
+    module.train(
+        module.Args(
+            env_id=name, eval_episodes=1, eval_workers=0, compile=False, run_dir=str(run_dir), **flags
+        )
+    )
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    (line,) = (line for line in lines if "eval/returns" in line)
+    assert 1 <= line["eval/length"] <= horizon(name)
+    low, high = REFERENCES[family]
+    assert line["eval/normalized_score"] == pytest.approx(100 * (line["eval/return"] - low) / (high - low))
+    assert json.loads((run_dir / "result.json").read_text())["metric"] == "score"
 
 
 # ---------------------------------------------------------------------------------------------------- AntMaze

@@ -402,6 +402,19 @@ def test_evaluation_counts_each_episode_once_in_any_number_of_environments():
     assert dtql.evaluate(agent, lambda seed: FakeEnv([]), 5, stop=iter([False, False, True]).__next__) is None
 
 
+def test_evaluations_that_share_the_episodes_add_up_to_one_that_plays_them_all():
+    agent = make_agent(num_seeds=2, eval_candidates=4)
+    whole = dtql.evaluate(agent, lambda seed: FakeEnv([]), 7)
+    shares = [[range(0, 5), range(3)], [range(5, 7), range(3, 7)], [[], []]]  # of each seed
+    parts = [
+        dtql.evaluate(agent, lambda seed: FakeEnv([]), 7, 1, waiting=[iter(x) for x in share])
+        for share in shares
+    ]
+    assert (parts[0][0] > 0).tolist() == [[True] * 5 + [False] * 2, [True] * 3 + [False] * 4]
+    for of_all, of_parts in zip(whole, zip(*parts)):
+        assert np.array_equal(of_all, sum(of_parts))
+
+
 def test_evaluation_with_ranked_candidates_does_not_depend_on_the_environments():
     agent = make_agent(num_seeds=2, eval_candidates=64)
     (returns, lengths), *others = (run_evaluation(agent, n) for n in (1, 4, 10))

@@ -1,0 +1,98 @@
+"""How fast each family of environments steps, and the scripts evaluate in it, on one core and on all.
+
+    pip install -r benchmark/requirements.txt
+    python -m benchmark.env_speed
+
+"random" steps one environment with random actions. "1 core" is the evaluation of dtql_gaussian.py in place,
+on one thread, "n cores" that with n --eval-workers; once with a single action per state and once with its
+choice among 1024 by Q. The policy has its initial weights. Steps per second count all episodes together. The
+last column is what an evaluation as in the papers takes on all cores: 5 seeds with 100 episodes each (gym: 10)
+of full length, choosing among 1024.
+"""
+
+import argparse
+import json
+import os
+import tempfile
+import time
+from pathlib import Path
+
+import gymnasium as gym
+import torch
+
+import dtql_gaussian as script
+from benchmark.speed import ROOT, processor
+
+NAMES = ["hopper-medium-v2", "walker2d-medium-v2", "halfcheetah-medium-v2", "antmaze-umaze-v2",
+         "antmaze-large-play-v2", "pen-human-v1", "kitchen-mixed-v0"]  # fmt: skip
+
+
+def random_steps(env: gym.Env, seconds: float) -> float:
+    """Steps per second with random actions, resets included."""
+    env.action_space.seed(0)
+    env.reset(seed=0)
+    steps, start = 0, time.perf_counter()
+    while time.perf_counter() < start + seconds:
+        _, _, terminated, truncated, _ = env.step(env.action_space.sample())
+        steps += 1
+        if terminated or truncated:
+            env.reset()
+    return steps / (time.perf_counter() - start)
+
+
+def evaluation_steps(name: str, workers: int, candidates: int, episodes: int) -> float:
+    """Steps per second of one evaluation, after the processes have started and loaded their modules."""
+    args = script.Args(env_id=name, eval_workers=workers, eval_candidates=candidates, eval_episodes=episodes)
+    device = script.resolve(args)
+    task = script.load_task(name)
+    env = task.make_env()
+    agent = script.Agent(env.observation_space.shape[0], [1.0] * env.action_space.shape[0], args, device)
+    config = {"script": "dtql_gaussian.py", "obs_dim": env.observation_space.shape[0]}
+    evaluator = script.Evaluator(agent, task)
+    with tempfile.TemporaryDirectory() as folder:
+        script.save_model(path := Path(folder) / "model.pt", agent, config)
+        for _ in range(2):  # the first is a warm-up
+            start = time.perf_counter()
+            evaluator.start(path)
+            _, lengths = evaluator.finish()
+            seconds = time.perf_counter() - start
+    return lengths.sum() / seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--episodes", type=int, default=2, help="per worker, in the slowest measurement")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    n = args.workers
+    rows = []
+    print(f"{processor()}, steps per second")
+    print(f"| name | random | 1 action, 1 core | 1 action, {n} cores | 1024, 1 core | 1024, {n} cores | s |")
+    print("|---|---|---|---|---|---|---|")
+    for name in NAMES:
+        env = script.load_task(name).make_env()
+        row = {"name": name, "random": random_steps(env, 3.0)}
+        for candidates in (1, 1024):
+            episodes = args.episodes * n * (5 if candidates == 1 else 1)
+            for workers in (0, n):
+                rate = evaluation_steps(name, workers, candidates, episodes)
+                row[f"{candidates} candidates, {workers or 1} cores"] = rate
+        *_, test_episodes = script.TASKS[name]
+        row["seconds"] = 5 * test_episodes * env.spec.max_episode_steps / rate
+        rows.append(row)
+        print(
+            "| " + " | ".join(x if isinstance(x, str) else f"{x:.0f}" for x in row.values()) + " |",
+            flush=True,
+        )
+    slug = "".join(c if c.isalnum() else "-" for c in processor().lower())
+    output = ROOT / "benchmark" / "results" / "speed" / f"{slug}-{n}-cores-environments.json"
+    versions = {"device": f"{processor()}, {n} cores", "torch": str(torch.__version__)}
+    output.write_text(json.dumps({**versions, "rows": rows}, indent=1) + "\n")
+    print(f"wrote {output}")
+
+
+if __name__ == "__main__":
+    main()
