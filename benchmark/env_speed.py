@@ -6,8 +6,8 @@
 "random" steps one environment with random actions. "1 core" is the evaluation of dtql_gaussian.py in place,
 on one thread, "n cores" that with n --eval-workers; once with a single action per state and once with its
 choice among 1024 by Q. The policy has its initial weights. Steps per second count all episodes together. The
-last column is what an evaluation as in the papers takes on all cores: 5 seeds with 100 episodes each (gym: 10)
-of full length, choosing among 1024.
+last column is what an evaluation as in the papers takes on all cores: 5 seeds with 100 episodes each (10 in
+gym tasks) of full length, choosing among 1024.
 """
 
 import argparse
