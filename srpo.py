@@ -698,12 +698,15 @@ def score_regularizer(denoiser: Callable, action, obs, u, eps, max_action, args:
 def q_gradient(q: Callable, obs: Tensor, action: Tensor, normalize: bool) -> tuple[Tensor, Tensor]:
     """∇_a of the mean of Q1 and Q2, divided by its root mean square over dims with normalize [code]
     [seed, batch, action_dim]; and that mean Q, [seed, batch]."""
-    action = action.detach().requires_grad_()
-    mean_q = q(obs, action).mean(dim=1)  # [seed, batch]
-    (gradient,) = torch.autograd.grad(mean_q.sum(), action)
+
+    def total(action: Tensor) -> tuple[Tensor, Tensor]:
+        mean_q = q(obs, action).mean(dim=1)  # [seed, batch]
+        return mean_q.sum(), mean_q
+
+    gradient, mean_q = torch.func.grad(total, has_aux=True)(action.detach())
     if normalize:
         gradient = gradient / gradient.square().mean(dim=-1, keepdim=True).sqrt().clamp(min=1e-8)
-    return gradient, mean_q.detach()
+    return gradient, mean_q
 
 
 # ---------------------------------------------------------------------------------------------- optimisation
