@@ -1,24 +1,35 @@
-"""Time of one training step of each script, and of the matrix products in it alone.
+"""How fast the scripts train and act, and how that grows; on one device, with torch and the scripts alone.
 
     python benchmark/speed.py                    # one CPU thread, or the GPU if there is one
-    python benchmark/speed.py --threads 2 --num-seeds 1 3
+    python benchmark/speed.py --threads 2 --num-seeds 1 3 --parts train
 
-The products are recorded from one eager step by their shapes and layouts, then run bare, on fresh operands,
-in turn with the steps: each round times both, so that a drift of the machine's speed cancels in their ratio.
+train: each script's training step, eager and compiled (on a GPU: captured in a CUDA graph), against its
+matrix products alone. These are recorded from one eager step by their shapes and layouts, then run bare, on
+fresh operands, in turn with the steps: each round times both, so that a drift of the machine's speed cancels
+in their ratio. SRPO is timed in each of its phases, the others in the one that trains all models.
+
+act: milliseconds for the actions of 1 and of 100 states, by one sample and by the choice among 1024 by Q, and
+the seconds that a trajectory of 1000 steps spends on them, its environment not counted.
+
+scaling: DTQL's training step at other batch sizes, widths and numbers of seeds. picture: draws what the
+output file has of it (`--parts picture --output FILE` elsewhere, if matplotlib is missing here).
+
 The sizes are walker2d's: 17 observation and 6 action dims; batch 256, but 2048 for SRPO's behaviour model.
-SRPO is timed in each of its phases, the others in the one that trains all models.
 """
 
 import argparse
 import importlib
+import itertools
 import json
 import os
 import platform
 import statistics
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -32,6 +43,11 @@ PRODUCTS = {  # operator: position of its first factor
     torch.ops.aten.bmm.default: 0,
     torch.ops.aten.addmm.default: 1,
     torch.ops.aten.baddbmm.default: 1,
+}
+SCALING = {
+    "batch_size": (64, 256, 1024, 4096),
+    "width": (64, 128, 256, 512, 1024),
+    "num_seeds": (1, 2, 4, 8, 16),
 }
 
 
@@ -49,20 +65,28 @@ class RecordProducts(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def training_step(script, phase_name: str, num_seeds: int, compiled: bool, device: torch.device):
-    """The script's own training step on random data, as a function without arguments; and its batch size."""
-    args = script.Args(env_id="walker2d-medium-v2", num_seeds=num_seeds, device=str(device), compile=compiled)
+def make_agent(script, device: torch.device, compiled=False, width=256, **settings):
+    """An untrained agent, its networks `width` wide; settings: of its Args."""
+    args = script.Args(env_id="walker2d-medium-v2", device=str(device), compile=compiled, **settings)
     script.resolve(args)
+    usual, script.HIDDEN_DIM = script.HIDDEN_DIM, width
     agent = script.Agent(OBS_DIM, [1.0] * ACTION_DIM, args, device)
+    script.HIDDEN_DIM = usual
+    return agent
+
+
+def training_step(script, phase_name: str, device: torch.device, **settings):
+    """The script's own training step on random data, as a function without arguments; and its batch size."""
+    agent = make_agent(script, device, **settings)
     dims = [OBS_DIM, ACTION_DIM, 1, OBS_DIM, 1]
     transitions = torch.randn(100_000, sum(dims), device=device)
     transitions[:, OBS_DIM : OBS_DIM + ACTION_DIM].tanh_()
     transitions[:, -1] = 0
-    generators = [torch.Generator(device).manual_seed(seed) for seed in range(num_seeds)]
+    generators = [torch.Generator(device).manual_seed(seed) for seed in script.seeds_of(agent.args)]
     phase = script.PHASES[phase_name]
     phase.start(agent)
-    batch_size = getattr(args, phase.batch_size)
-    return script.make_step(agent, transitions, dims, generators, phase, {}), batch_size
+    step = script.make_step(agent, transitions, dims, generators, phase, {})
+    return step, getattr(agent.args, phase.batch_size)
 
 
 def bare_products(step, device: torch.device):
@@ -93,15 +117,40 @@ def seconds_per_call(function, device: torch.device, calls: int) -> float:
     return (time.perf_counter() - start) / calls
 
 
-def measure(name: str, phase: str, num_seeds: int, compiled: bool, device: torch.device, rounds: int) -> dict:
+class PeakMemory:
+    """MiB in use at most inside `with`: on a GPU what torch allocated, else the process's resident memory,
+    in which torch itself has about 200 MiB."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+
+    def __enter__(self):
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        else:
+            Path("/proc/self/clear_refs").write_text("5")  # Linux: forgets the peak
+        return self
+
+    def __exit__(self, *error):
+        if self.device.type == "cuda":
+            self.mib = torch.cuda.max_memory_allocated(self.device) / 2**20
+        else:
+            status = Path("/proc/self/status").read_text().splitlines()
+            self.mib = next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 2**10
+
+
+def measure_step(
+    name: str, phase: str, device: torch.device, rounds: int, compiled: bool, **settings
+) -> dict:
     """Medians over rounds, of half a second or a bit more, of step time, bare time and their ratio."""
     script = importlib.import_module(name)
     torch._dynamo.reset()
-    bare, flops = bare_products(training_step(script, phase, num_seeds, False, device)[0], device)
-    step, batch_size = training_step(script, phase, num_seeds, compiled, device)
-    for _ in range(5):  # compiles, captures, warms caches
-        step()
-        bare()
+    bare, flops = bare_products(training_step(script, phase, device, **settings)[0], device)
+    with PeakMemory(device) as peak:
+        step, batch_size = training_step(script, phase, device, compiled=compiled, **settings)
+        for _ in range(5):  # compiles, captures, warms caches
+            step()
+            bare()
     calls = 1 + int(0.25 / seconds_per_call(step, device, 3))
     pairs = [
         (seconds_per_call(step, device, calls), seconds_per_call(bare, device, calls)) for _ in range(rounds)
@@ -112,15 +161,76 @@ def measure(name: str, phase: str, num_seeds: int, compiled: bool, device: torch
         "script": name,
         "phase": phase,
         "mode": ("graph" if device.type == "cuda" else "compiled") if compiled else "eager",
-        "num_seeds": num_seeds,
+        "num_seeds": settings.get("num_seeds", 1),
         "batch_size": batch_size,
+        "width": settings.get("width", 256),
         "ms_per_step": 1e3 * step_seconds,
         "steps_per_second": 1 / step_seconds,
         "ms_bare_products": 1e3 * statistics.median(b for _, b in pairs),
         "ratio": statistics.median(ratios),
         "ratio_range": [ratios[0], ratios[-1]],
         "gflop_per_step": flops / 1e9,
+        "peak_mib": peak.mib,
     }
+
+
+def measure_acting(name: str, device: torch.device, rounds: int, states: int, candidates: int) -> dict:
+    """Median time of the script's own act() for this many episodes' states."""
+    script = importlib.import_module(name)
+    agent = make_agent(script, device)
+    rng = np.random.default_rng(0)
+    episodes = [
+        script.Episode(i, None, rng.normal(size=OBS_DIM), torch.Generator(device).manual_seed(i))
+        for i in range(states)
+    ]
+    act = lambda: script.act(agent, [episodes], candidates)
+    act()
+    calls = 1 + int(0.25 / seconds_per_call(act, device, 2))
+    seconds = statistics.median(seconds_per_call(act, device, calls) for _ in range(rounds))
+    return {"script": name, "states": states, "candidates": candidates, "ms": 1e3 * seconds,
+            "seconds_per_trajectory": 1e3 * seconds / states}  # fmt: skip
+
+
+def measure(part: str, device: torch.device, rounds: int, num_seeds: list[int]) -> Iterator[dict]:
+    """The rows of one part, each as soon as it is there."""
+    if part == "train":
+        for (name, phase), n, compiled in itertools.product(STEPS, num_seeds, (False, True)):
+            yield measure_step(name, phase, device, rounds, compiled, num_seeds=n)
+    elif part == "act":
+        for name, states in itertools.product(dict(STEPS), (1, 100)):
+            own = importlib.import_module(name).settings_of("walker2d-medium-v2")["eval_candidates"]
+            for candidates in sorted({1, own}):
+                yield measure_acting(name, device, rounds, states, candidates)
+    else:
+        for name, values in SCALING.items():
+            for x in values:
+                row = measure_step("dtql_gaussian", "train", device, rounds, True, **{name: x})
+                yield {"varied": name} | row
+
+
+def print_row(row: dict) -> None:
+    values = (f"{x:.3g}" if isinstance(x, float) else x for x in row.values() if not isinstance(x, list))
+    print("| " + " | ".join(map(str, values)) + " |", flush=True)
+
+
+def draw_scaling(scaling: dict, path: Path) -> None:
+    """Time per step against batch size, width and number of seeds, beside what its products alone take."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, len(SCALING), figsize=(9, 2.8), sharey=True, layout="constrained")
+    for ax, (name, values) in zip(axes, SCALING.items()):
+        of_name = [row for row in scaling["rows"] if row["varied"] == name]
+        ax.plot(values, [row["ms_per_step"] for row in of_name], "o-", color="#1f5fa8", label="training step")
+        ax.plot(values, [row["ms_bare_products"] for row in of_name], "o--", color="#999999",
+                label="its matrix products alone")  # fmt: skip
+        ax.set(xscale="log", yscale="log", xlabel=name.replace("_", " ").replace("num ", ""))
+        ax.set_xticks(values, labels=values)
+        ax.minorticks_off()
+        ax.grid(color="#eeeeee")
+    axes[0].set_ylabel("ms per step")
+    axes[0].legend(frameon=False, fontsize=8)
+    figure.suptitle(f"dtql_gaussian.py, compiled, on {scaling['device']}", fontsize=9)
+    figure.savefig(path, dpi=110)
 
 
 def processor() -> str:
@@ -136,42 +246,40 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parts = ["train", "act", "scaling", "picture"]
+    parser.add_argument("--parts", nargs="+", choices=parts, default=parts)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
-    parser.add_argument("--num-seeds", type=int, nargs="+", default=[1])
+    parser.add_argument("--num-seeds", type=int, nargs="+", default=[1], help="of part train")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--output", type=Path, help="JSON file (default: benchmark/results/speed/...)")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     device = torch.device(args.device)
-    where = (
-        torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else f"{processor()} {args.threads} threads"
-    )
-    rows = []
-    print(f"{where}, torch {torch.__version__}")
-    print("| script | phase | mode | seeds | ms/step | steps/s | bare products, ms | ratio (range) | GFLOP |")
-    print("|---|---|---|---|---|---|---|---|---|")
-    for name, phase in STEPS:
-        for num_seeds in args.num_seeds:
-            for compiled in (False, True):
-                row = measure(name, phase, num_seeds, compiled, device, args.rounds)
-                rows.append(row)
-                low, high = row["ratio_range"]
-                print(
-                    f"| {name} | {phase} | {row['mode']} | {num_seeds} | {row['ms_per_step']:.2f} "
-                    f"| {row['steps_per_second']:.1f} | {row['ms_bare_products']:.2f} "
-                    f"| {row['ratio']:.2f} ({low:.2f} to {high:.2f}) | {row['gflop_per_step']:.2f} |",
-                    flush=True,
-                )
-    slug = "".join(c if c.isalnum() else "-" for c in where.lower())
+    on_gpu = device.type == "cuda"
+    where = torch.cuda.get_device_name(device) if on_gpu else f"{processor()}, threads: {args.threads}"
+    slug = "-".join("".join(c if c.isalnum() else " " for c in where.lower()).split())
     output = args.output or ROOT / "benchmark" / "results" / "speed" / f"{slug}.json"
     output.parent.mkdir(parents=True, exist_ok=True)
+    results = json.loads(output.read_text()) if output.exists() else {}
     versions = {"device": where, "torch": str(torch.__version__), "python": platform.python_version()}
     command = "python " + " ".join([os.path.relpath(sys.argv[0], ROOT), *sys.argv[1:]])
-    output.write_text(json.dumps({**versions, "command": command, "rows": rows}, indent=1) + "\n")
-    print(f"wrote {output}")
+
+    print(f"{where}, torch {torch.__version__}")
+    for part in args.parts:
+        if part == "picture":
+            draw_scaling(results["scaling"], output.with_suffix(".png"))
+            continue
+        rows = []
+        for row in measure(part, device, args.rounds, args.num_seeds):
+            if not rows:
+                names = [key for key, x in row.items() if not isinstance(x, list)]
+                print(f"\n| {' | '.join(names)} |\n|{'---|' * len(names)}")
+            rows.append(row)
+            print_row(row)
+        results[part] = versions | {"command": command, "rows": rows}
+        output.write_text(json.dumps(results, indent=1) + "\n")
+    print(f"\nwrote {output}")
 
 
 if __name__ == "__main__":
