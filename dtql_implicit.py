@@ -278,11 +278,11 @@ def load_dataset(env_id: str) -> Dataset:
     Exits with code 2 if the data is not there, cannot be read, or is not fit for training.
     """
     load = load_minari if "/" in env_id else load_d4rl
-    path, max_action, returns, rows, *columns = load(env_id)
+    with np.errstate(over="ignore"):  # float64 beyond float32 becomes infinite, and is refused below
+        path, max_action, returns, rows, dims, transitions = load(env_id)
     if not len(rows):
         fail(f"{path} holds no transitions; remove it to fetch it again, or choose another dataset")
-    with np.errstate(over="ignore"):  # float64 beyond float32 becomes infinite, and is refused below
-        columns = [np.asarray(column).astype(np.float32).reshape(len(rows), -1) for column in columns]
+    columns = np.split(transitions, np.cumsum(dims)[:-1], axis=1)  # views
     for name, column in zip(("observations", "actions", "rewards", "next observations"), columns):
         bad = np.flatnonzero(~np.isfinite(column).all(axis=1))
         if len(bad):
@@ -292,19 +292,17 @@ def load_dataset(env_id: str) -> Dataset:
     if len(outside):
         fail(f"{path}: the action in row {rows[outside[0]]} (one of {len(outside)}) is outside the bounds "
              f"±{np.asarray(max_action).tolist()}: {columns[1][outside[0]].tolist()}; rescale")  # fmt: skip
-    columns[2] = adjust_reward(env_id, columns[2], returns)
+    columns[2][:] = adjust_reward(env_id, columns[2], returns)
     file = path / "main_data.hdf5" if path.is_dir() else path
     with open(file, "rb") as opened:
         digest = hashlib.file_digest(opened, "sha256").hexdigest()
-    transitions = np.concatenate(columns, axis=1)
     episodes = f"{len(returns)} episodes with mean return {np.mean(returns):.1f}"
     print(f"{env_id}: {len(transitions)} transitions, {episodes}, from {file}\nsha256 {digest}")
-    dims = [column.shape[1] for column in columns]
     return Dataset(transitions, dims, np.broadcast_to(max_action, dims[1]).tolist(), str(file), digest)
 
 
 def load_d4rl(name: str) -> tuple:
-    """(path, max_action, returns, file row, obs, action, ..., terminal) as D4RL's `qlearning_dataset`."""
+    """(path, max_action, returns, file rows, dims, transitions) as D4RL's `qlearning_dataset`."""
     import h5py
 
     if name not in D4RL_FILES:
@@ -320,13 +318,25 @@ def load_d4rl(name: str) -> tuple:
             obs, action, reward, terminal, *timeout = (file[key][:] for key in keys)
     except (OSError, TypeError, ValueError) as error:  # the last two: a group or a scalar under this key
         fail(f"{path} is truncated or not HDF5 of D4RL's ({error}); remove it to fetch it again")
-    if len({len(values) for values in (obs, action, reward, terminal, *timeout)}) > 1:
-        fail(f"{path}: its arrays differ in length; remove it to fetch it again")
+    shapes = [values.shape for values in (obs, action, reward, terminal, *timeout)]
+    if [len(shape) for shape in shapes] != [2, 2, *[1] * len(shapes[2:])] or len({n for n, *_ in shapes}) > 1:
+        fail(f"{path}: its arrays have shapes {shapes}, not D4RL's; remove it to fetch it again")
     timeout = timeout[0].astype(bool) if timeout else kitchen_timeouts(terminal.astype(bool))
     keep = ~timeout[:-1]  # row i leads to row i + 1, but not at a timeout; the last row leads nowhere
     rows = np.flatnonzero(keep)
     returns = episode_returns(reward, timeout | terminal.astype(bool))
-    return path, 1.0, returns, rows, obs[rows], action[rows], reward[rows], obs[rows + 1], terminal[rows]
+    dims, transitions = allocate(len(rows), obs, action)
+    for start in range(0, len(rows), 2**16):  # never a second copy of the dataset
+        i = rows[start : start + 2**16]
+        parts = [obs[i], action[i], reward[i, None], obs[i + 1], terminal[i, None]]
+        np.concatenate(parts, axis=1, out=transitions[start : start + 2**16], casting="unsafe")
+    return path, 1.0, returns, rows, dims, transitions
+
+
+def allocate(n: int, obs: np.ndarray, action: np.ndarray) -> tuple[list[int], np.ndarray]:
+    """dims, and room for n transitions of these observations and actions."""
+    dims = [obs.shape[1], action.shape[1], 1, obs.shape[1], 1]
+    return dims, np.empty((n, sum(dims)), np.float32)
 
 
 def episode_returns(reward: np.ndarray, end: np.ndarray) -> np.ndarray:
@@ -413,25 +423,28 @@ def open_minari(dataset_id: str):
 
 
 def load_minari(dataset_id: str) -> tuple:
-    """(path, max_action, returns, row, obs, action, ..., terminal); truncation is no terminal state."""
+    """(path, max_action, returns, rows, dims, transitions); truncation is no terminal state."""
     import gymnasium as gym
 
     dataset = open_minari(dataset_id)
     path, space = Path(dataset.storage.data_path), dataset.action_space
     if not isinstance(space, gym.spaces.Box) or not np.array_equal(space.low, -space.high):
         fail(f"{dataset_id}: needs continuous actions bounded symmetrically about 0, has {space}")
-    try:
-        episodes = [(flatten(dataset.observation_space, e.observations), e) for e in dataset]
-    except Exception as error:  # whatever h5py raises on a damaged file
-        fail(f"{path} is truncated or not a Minari dataset ({error}); remove it to fetch it again")
-    if not episodes:
-        return path, space.high, *(np.zeros((0, 1)) for _ in range(7))
     if not dataset_id.startswith("local/"):
         print(f"{dataset_id}: Minari's data and environment, scores not comparable with D4RL's")
-    parts = [(obs[:-1], e.actions, e.rewards, obs[1:], e.terminations) for obs, e in episodes]
-    columns = [np.concatenate(column) for column in zip(*parts)]
-    returns = np.array([np.sum(e.rewards) for _, e in episodes])
-    return path, space.high, returns, np.arange(len(columns[0])), *columns
+    returns, end, dims, transitions = [], 0, [0] * 5, np.empty((0, 0), np.float32)
+    try:
+        for episode in dataset:
+            obs, action = flatten(dataset.observation_space, episode.observations), episode.actions
+            if not returns:
+                dims, transitions = allocate(dataset.total_steps, obs, action)
+            start, end = end, end + len(action)
+            last = episode.rewards[:, None], obs[1:], episode.terminations[:, None]
+            np.concatenate([obs[:-1], action, *last], 1, transitions[start:end], casting="unsafe")
+            returns.append(np.sum(episode.rewards))
+    except Exception as error:  # whatever h5py raises on a damaged file
+        fail(f"{path} is truncated or not a Minari dataset ({error}); remove it to fetch it again")
+    return path, space.high, np.array(returns), np.arange(end), dims, transitions[:end]
 
 
 def flatten(space, obs) -> np.ndarray:

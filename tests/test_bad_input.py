@@ -131,10 +131,11 @@ def at(shape, row: int, value: float, dtype=np.float32) -> np.ndarray:
         ({"actions": at((64, 3), 12, 1.5)}, ["action", "row 12 ", "outside", "bounds", "1.5"]),
         ({"actions": at((64, 6), 0, 0.5)}, ["[11, 6]", "[11, 3]", "another task"]),
         ({"observations": at((64, 17), 0, 0.5)}, ["[17, 3]", "[11, 3]", "another task"]),
-        ({"timeouts": np.zeros(60, bool)}, ["differ in length", "remove it"]),
+        ({"timeouts": np.zeros(60, bool)}, ["shapes [(64, 11), (64, 3), (64,), (64,), (60,)]", "remove it"]),
+        ({"rewards": at((64, 1), 0, 0.5)}, ["(64, 3), (64, 1), (64,), (64,)]", "remove it"]),
     ],
     ids=["key missing", "nan", "infinity", "too large for float32", "action out of bounds", "action size",
-         "observation size", "lengths differ"],
+         "observation size", "lengths differ", "dimensions differ"],
 )  # fmt: skip
 def test_bad_values_in_a_d4rl_file(script, overrides, words, tmp_path):
     write_d4rl(tmp_path / FILE, **overrides)

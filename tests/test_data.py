@@ -218,7 +218,14 @@ def test_defaults_that_no_task_changes(name):
     own = {"dtql_gaussian.py": {}, "srpo.py": srpo}.get(name, {"sigma_gen": 2.5, "precondition": False})
     assert {key: defaults[key] for key in shared | own} == shared | own
     unset = {key for key, default in defaults.items() if default is None}
-    free = {"compile", "run_dir", "checkpoint_every", "eval_only", "wandb_entity"}  # of the task
+    free = {
+        "compile",
+        "run_dir",
+        "checkpoint_every",
+        "eval_only",
+        "eval_workers",
+        "wandb_entity",
+    }  # of the task
     assert unset - free == script.settings_of("hopper-medium-v2").keys()
     for env_id in ("hopper-medium-v2", "antmaze-umaze-v2", "local/hopper/medium-v0"):
         assert script.settings_of(env_id)["eval_candidates"] == (1 if name == "srpo.py" else 1024)
