@@ -72,6 +72,7 @@ class Args:  # None: the task's setting below, or as the comment says
     num_seeds: int = 1  # seeds seed, seed + 1, ... train together in this process
     device: str = "auto"  # auto (cuda if there is one), cpu, cuda, cuda:1, ...
     compile: bool | None = None  # --compile, --no-compile; with CUDA graphs on a GPU; None: from 20k steps on
+    tf32: bool = False  # on a GPU, matrix products of factors rounded to 10 bits: faster
     eval_every: int | None = None  # training steps between evaluations
     eval_episodes: int | None = None  # per evaluation and seed; 0: never evaluate, needs no environment
     eval_candidates: int | None = None  # always 1: a deterministic policy has one action
@@ -159,14 +160,17 @@ def fail(message: str, code: int = 2) -> typing.NoReturn:
     raise SystemExit(code)
 
 
-def choose_device(name: str) -> torch.device:
+def choose_device(args: Args) -> torch.device:
+    """The device of --device, ready for use: current, and with TF32 as --tf32 says."""
+    auto = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+        device = torch.device(auto if args.device == "auto" else args.device)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError):  # AssertionError: "Torch not compiled with CUDA enabled"
-        fail(f"--device {name} is not available here; use --device cpu")
+        fail(f"--device {args.device} is not available here; use --device cpu")
     if device.index:
         torch.cuda.set_device(device)  # where CUDA graphs are captured
+    torch.backends.cuda.matmul.allow_tf32 = args.tf32
     return device
 
 
@@ -187,7 +191,7 @@ def resolve(args: Args) -> torch.device:
         print(f"{args.env_id} is not in the paper; settings: {chosen}")
     if args.checkpoint_every is None:
         args.checkpoint_every = args.eval_every
-    device = choose_device(args.device)
+    device = choose_device(args)
     args.device = str(device)
     choose_eval_workers(args, device)
     check_limits(args)
@@ -1003,7 +1007,7 @@ def serve(connection, taken, args: Args) -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that trains
     torch.set_num_threads(1)
-    task, device = load_task(args.env_id), torch.device(args.device)
+    task, device = load_task(args.env_id), choose_device(args)
     # More than one environment at a time saves launches on a GPU and nothing on a CPU (act).
     num_envs = 1 if device.type == "cpu" else math.ceil(args.eval_episodes / args.eval_workers)
 
@@ -1376,10 +1380,10 @@ def train(args: Args) -> None:
 
 def evaluate_only(args: Args) -> None:
     """--eval-only: the score of a saved policy, by default on the episodes that ended its training."""
-    device = choose_device(args.device)
+    device = choose_device(args)
     saved = load_model(Path(args.eval_only), device)
     trained = Args(**{name: saved["config"][name] for name in asdict(args)})
-    trained.device, trained.eval_workers = str(device), args.eval_workers
+    trained.device, trained.tf32, trained.eval_workers = str(device), args.tf32, args.eval_workers
     choose_eval_workers(trained, device)
     for name in ("eval_candidates", "eval_episodes"):
         if getattr(args, name) is not None:

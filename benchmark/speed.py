@@ -6,10 +6,13 @@
 train: each script's training step, eager and compiled (on a GPU: captured in a CUDA graph), against its
 matrix products alone. These are recorded from one eager step by their shapes and layouts, then run bare, on
 fresh operands, in turn with the steps: each round times both, so that a drift of the machine's speed cancels
-in their ratio. SRPO is timed in each of its phases, the others in the one that trains all models.
+in their ratio. On a GPU also with --tf32. SRPO is timed in each of its phases, the others in the one that
+trains all models.
 
 act: milliseconds for the actions of 1 and of 100 states, by one sample and by the choice among 1024 by Q, and
 the seconds that a trajectory of 1000 steps spends on them, its environment not counted.
+
+tf32 (on a GPU): what --tf32 changes in the losses, as means over 500 steps from the same random draws.
 
 scaling: DTQL's training step at other batch sizes, widths and numbers of seeds. picture: draws what the
 output file has of it (`--parts picture --output FILE` elsewhere, if matplotlib is missing here).
@@ -75,8 +78,10 @@ def make_agent(script, device: torch.device, compiled=False, width=256, **settin
     return agent
 
 
-def training_step(script, phase_name: str, device: torch.device, **settings):
-    """The script's own training step on random data, as a function without arguments; and its batch size."""
+def training_step(script, phase_name: str, device: torch.device, totals=None, **settings):
+    """The script's own training step on random data, as a function without arguments that adds its losses to
+    totals; and its batch size."""
+    torch.manual_seed(0)
     agent = make_agent(script, device, **settings)
     dims = [OBS_DIM, ACTION_DIM, 1, OBS_DIM, 1]
     transitions = torch.randn(100_000, sum(dims), device=device)
@@ -85,7 +90,7 @@ def training_step(script, phase_name: str, device: torch.device, **settings):
     generators = [torch.Generator(device).manual_seed(seed) for seed in script.seeds_of(agent.args)]
     phase = script.PHASES[phase_name]
     phase.start(agent)
-    step = script.make_step(agent, transitions, dims, generators, phase, {})
+    step = script.make_step(agent, transitions, dims, generators, phase, {} if totals is None else totals)
     return step, getattr(agent.args, phase.batch_size)
 
 
@@ -157,10 +162,11 @@ def measure_step(
     ]
     ratios = sorted(a / b for a, b in pairs)
     step_seconds = statistics.median(a for a, _ in pairs)
+    kind = ("graph" if device.type == "cuda" else "compiled") if compiled else "eager"
     return {
         "script": name,
         "phase": phase,
-        "mode": ("graph" if device.type == "cuda" else "compiled") if compiled else "eager",
+        "mode": " ".join([kind] + ["tf32"] * settings.get("tf32", False)),
         "num_seeds": settings.get("num_seeds", 1),
         "batch_size": batch_size,
         "width": settings.get("width", 256),
@@ -194,8 +200,27 @@ def measure_acting(name: str, device: torch.device, rounds: int, states: int, ca
 def measure(part: str, device: torch.device, rounds: int, num_seeds: list[int]) -> Iterator[dict]:
     """The rows of one part, each as soon as it is there."""
     if part == "train":
-        for (name, phase), n, compiled in itertools.product(STEPS, num_seeds, (False, True)):
-            yield measure_step(name, phase, device, rounds, compiled, num_seeds=n)
+        modes = [{"compiled": False}, {"compiled": True}]
+        modes += [{"compiled": True, "tf32": True}] if device.type == "cuda" else []
+        for (name, phase), n, mode in itertools.product(STEPS, num_seeds, modes):
+            yield measure_step(name, phase, device, rounds, **mode, num_seeds=n)
+    elif part == "tf32":
+        for name, phase in STEPS if device.type == "cuda" else []:
+            script, means = importlib.import_module(name), []
+            for tf32 in (False, True):
+                totals: dict[str, torch.Tensor] = {}
+                step, _ = training_step(script, phase, device, totals, tf32=tf32)
+                for _ in range(500):
+                    step()
+                means.append({loss: total.item() / 500 for loss, total in totals.items()})
+            for loss in means[0]:
+                yield {
+                    "script": name,
+                    "phase": phase,
+                    "loss": loss,
+                    "fp32": means[0][loss],
+                    "tf32": means[1][loss],
+                }
     elif part == "act":
         for name, states in itertools.product(dict(STEPS), (1, 100)):
             own = importlib.import_module(name).settings_of("walker2d-medium-v2")["eval_candidates"]
@@ -246,7 +271,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parts = ["train", "act", "scaling", "picture"]
+    parts = ["train", "tf32", "act", "scaling", "picture"]
     parser.add_argument("--parts", nargs="+", choices=parts, default=parts)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")

@@ -12,6 +12,7 @@ from helpers import (
     SCRIPTS,
     load_script,
     make_agent,
+    make_args,
     make_transitions,
     training_generators,
     write_d4rl,
@@ -73,6 +74,21 @@ def test_losses_are_those_of_the_cpu(script):
                 assert loss.device.type == torch.device(DEVICE).type
                 assert torch.allclose(loss.cpu(), expected[name], rtol=1e-3, atol=1e-5), (step, name)
     assert distance(cpu, gpu) < 0.01 * distance(cpu, initial)
+
+
+def test_tf32_changes_the_losses_by_its_rounding_and_ends_with_the_flag(script):
+    losses = {}
+    for tf32 in (False, True, False):
+        script.choose_device(make_args(script, device=DEVICE, tf32=tf32))
+        agent, draws = agent_on(DEVICE, script), training_generators(script, 1, 2)
+        phase = list(script.PHASES.values())[-1]
+        phase.start(agent)
+        batch, u, eps = script.draw(make_transitions(), DIMS, draws, agent.args, phase)
+        out = phase.update(agent, tuple(x.to(DEVICE) for x in batch), u.to(DEVICE), eps.to(DEVICE))
+        losses.setdefault(tf32, []).append(torch.stack(list(out.values())))
+    (exact, again), (rounded,) = losses[False], losses[True]
+    assert torch.equal(exact, again) and not torch.equal(exact, rounded)
+    assert torch.allclose(exact, rounded, rtol=2e-2, atol=2e-2)
 
 
 @pytest.mark.parametrize("compiler", ["none", "inductor"])

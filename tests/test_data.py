@@ -213,19 +213,13 @@ def test_defaults_that_no_task_changes(name):
     shared = {
         "env_id": "local/hopper/medium-v0", "seed": 1, "num_seeds": 1, "device": "auto", "discount": 0.99,
         "tau": 0.005, "sigma_data": 0.5, "sigma_min": 0.002, "sigma_max": 80, "resume": False, "track": False,
+        "tf32": False,
     }  # fmt: skip
     srpo = {"learning_rate": 3e-4, "lr_decay": True, "omega": "sigma_squared", "baseline": True}
     own = {"dtql_gaussian.py": {}, "srpo.py": srpo}.get(name, {"sigma_gen": 2.5, "precondition": False})
     assert {key: defaults[key] for key in shared | own} == shared | own
     unset = {key for key, default in defaults.items() if default is None}
-    free = {
-        "compile",
-        "run_dir",
-        "checkpoint_every",
-        "eval_only",
-        "eval_workers",
-        "wandb_entity",
-    }  # of the task
+    free = {"compile", "run_dir", "checkpoint_every", "eval_only", "eval_workers", "wandb_entity"}
     assert unset - free == script.settings_of("hopper-medium-v2").keys()
     for env_id in ("hopper-medium-v2", "antmaze-umaze-v2", "local/hopper/medium-v0"):
         assert script.settings_of(env_id)["eval_candidates"] == (1 if name == "srpo.py" else 1024)
