@@ -1334,7 +1334,8 @@ def evaluate_only(args: Args) -> None:
     """--eval-only: the score of a saved policy, by default on the episodes that ended its training."""
     device = choose_device(args)
     saved = load_model(Path(args.eval_only), device)
-    trained = Args(**{name: saved["config"][name] for name in asdict(args)})
+    known = asdict(args).keys() & saved["config"].keys()  # an older version had fewer flags
+    trained = Args(**{name: saved["config"][name] for name in known})
     trained.device, trained.tf32, trained.eval_workers = str(device), args.tf32, args.eval_workers
     choose_eval_workers(trained, device)
     for name in ("eval_candidates", "eval_episodes"):
