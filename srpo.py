@@ -1035,8 +1035,9 @@ class Evaluator:
         on_gpu = agent.max_action.is_cuda
         self.beside = args.eval_workers > 0 and (on_gpu or args.eval_workers <= free_cores)
         context = multiprocessing.get_context("spawn")  # a fork would share the state of CUDA and of threads
-        self.taken, self.workers = context.Array("i", args.num_seeds), []
-        for _ in range(min(args.eval_workers, args.eval_episodes)):
+        count = min(args.eval_workers, args.eval_episodes)
+        self.taken, self.workers = context.Array("i", args.num_seeds) if count else [], []
+        for _ in range(count):
             mine, other = context.Pipe()
             context.Process(target=serve, args=(other, self.taken, args), daemon=True).start()
             other.close()
