@@ -18,6 +18,7 @@ noise. `{prefix}/controller-v0` is its rollouts; nothing is trained.
 """
 
 import os
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -111,9 +112,10 @@ def save(dataset_id: str, env_id: str, episodes: list[EpisodeBuffer], descriptio
     """Write the episodes as a compressed Minari dataset with D4RL's reference scores; print what is in it."""
     name = env_id.partition("-")[0]
     reference = dict(zip(("ref_min_score", "ref_max_score"), REFERENCE_SCORES.get(name, ())))
-    dataset = minari.create_dataset_from_buffers(
-        dataset_id, episodes, env=env_id, description=description, **reference, **metadata
-    )
+    with warnings.catch_warnings(action="ignore"):  # no author, no permanent link to code
+        dataset = minari.create_dataset_from_buffers(
+            dataset_id, episodes, env=env_id, description=description, **reference, **metadata
+        )
     compress(dataset.storage.data_path / "main_data.hdf5")
     returns = [np.sum(e.rewards) for e in episodes]
     steps = sum(len(e.rewards) for e in episodes)
