@@ -3,20 +3,19 @@
     python benchmark/bandit.py                               # every panel: benchmark/results/bandit.json
     python benchmark/bandit.py --panels theorem1 far         # these alone
 
-Networks, losses, schedules and training steps are those of the four scripts, imported; what stands here is the
-toy around them: data, rewards, panels, and the density of a diffusion model by its probability-flow ODE. All
-seeds train together, so a job is one run of the scripts with num_seeds = --seeds. docs/bandit.md shows the
-pictures and says what was seen and what was not.
+Networks, losses, schedules and training steps are those of the four scripts, imported; what stands here is
+the toy around them: data, rewards, panels, and the density of a diffusion model by its probability-flow ODE.
+All seeds train together, as in the scripts. docs/bandit.md shows the pictures and says what was seen.
 
 The toy, where it is not the papers' (DTQL's: width 128, time embedding 4, Adam 3e-3, 3500 iterations):
 
 - Actions are in the papers' units in here and in every picture; the scripts see them divided by `unit`, 4 for
-  DTQL's sets. Their σ_data = 0.5 is then 2 units: below the 5 units between the grid's means, so that the noise
-  tells modes apart, and far above their 0.3, so that the trust region is felt from outside one. Scaling
-  the data to [-1, 1], as EDM would have it, makes the noise blur the modes: panel theorem1 shows it.
+  DTQL's sets. Their σ_data = 0.5 is then 2 units: below the 5 units between the grid's means, so that the
+  noise tells modes apart, and far above their 0.3, so that the trust region is felt from outside one. With
+  σ_data the standard deviation of the data, as EDM has it, the noise blurs the modes: panel theorem1.
 - The one state is the constant 1: at 0, the layers of a Gaussian policy (ReLU, zero biases) never move.
 - A terminal transition: Q learns the reward alone, V and the expectile (0.95) play no part.
-- Rewards are scaled to a maximum of 6, α = 1.
+- Rewards are scaled to a maximum of 9, α = 1.
 - Behaviour model and critic are trained first, once per data set and reward, and then stay, instead of along
   with each policy; minibatches replace the full batch of 10 000. Their steps and sizes: the constants below.
 """
@@ -24,11 +23,10 @@ The toy, where it is not the papers' (DTQL's: width 128, time embedding 4, Adam 
 import contextlib
 import json
 import math
+import multiprocessing
 import os
 import platform
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
@@ -36,7 +34,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -47,24 +44,27 @@ import dtql_implicit  # noqa: E402
 import kl_distill  # noqa: E402
 import srpo  # noqa: E402
 
+SCRIPTS = {script.__name__: script for script in (dtql_gaussian, dtql_implicit, kl_distill, srpo)}
+
 # Imported where they are used: matplotlib, PIL, tqdm, tyro. The numbers need torch alone.
 
 CPU = torch.device("cpu")
 DIMS = [1, 2, 1, 1, 1]  # obs, action, reward, next_obs, terminal
 DATA_SIZE = 10_000
 LEARNING_RATE = 3e-3  # of every network
-MAX_REWARD = 6.0
+MAX_REWARD = 9.0
 BEHAVIOR_STEPS, BEHAVIOR_BATCH = 2500, 512
-CRITIC_STEPS, CRITIC_BATCH = 1000, 256
-POLICY_STEPS, POLICY_BATCH = 3500, 64
-SRPO_STEPS, SRPO_BATCH = 2000, 256
+CRITIC_STEPS, CRITIC_BATCH = 800, 256
+POLICY_STEPS, POLICY_BATCH = 2000, 128
 SAMPLES = 2000  # of each policy, for its numbers
 
 
 # ----------------------------------------------------------------------------------------------------- data
 GRID = torch.cartesian_prod(*[torch.linspace(-10, 10, 5)] * 2)  # [25, 2]
 GRID_STD = 0.3
-CIRCLE = 4 * torch.stack([(torch.arange(8) * math.pi / 4).cos(), (torch.arange(8) * math.pi / 4).sin()], dim=1)
+CIRCLE = 4 * torch.stack(
+    [(torch.arange(8) * math.pi / 4).cos(), (torch.arange(8) * math.pi / 4).sin()], dim=1
+)
 
 
 def mixture(n: int, g, means: Tensor, std: float) -> Tensor:
@@ -146,8 +146,8 @@ def reward_of(kind: str, name: str, action: Tensor) -> Tensor:
 
 
 def on_data(name: str, action: Tensor) -> Tensor:
-    """Whether actions [n, 2] lie on the data: within 3 standard deviations of a mean of the grid; elsewhere as
-    near to a point of the data as 99 % of fresh data are."""
+    """Whether actions [n, 2] lie on the data: within 3 standard deviations of a mean of the grid; elsewhere
+    as near to a point of the data as 99 % of fresh data are."""
     if name == "grid25":
         return torch.cdist(action, GRID).amin(dim=1) < 3 * GRID_STD
     data = make_data(name)
@@ -156,8 +156,8 @@ def on_data(name: str, action: Tensor) -> Tensor:
 
 
 def modes_covered(name: str, action: Tensor) -> int:
-    """Of 25: the grid's means, or stretches of the Swiss roll of equal probability, that hold at least 0.5 % of
-    the actions [n, 2], counting only those on the data."""
+    """Of 25: the grid's means, or stretches of the Swiss roll of equal probability, that hold at least 0.5 %
+    of the actions [n, 2], counting only those on the data."""
     action_on = action[on_data(name, action)]
     if name == "grid25":
         mode = torch.cdist(action_on, GRID).argmin(dim=1)
@@ -169,10 +169,8 @@ def modes_covered(name: str, action: Tensor) -> int:
 # ---------------------------------------------------------------------------------------- the scripts at work
 @contextlib.contextmanager
 def small_networks(script):
-    """Inside, the script builds its networks in the toy's sizes: width 128 and time embedding 4, for SRPO's
-    residual network 64 and 64; and all of them learn at the toy's rate."""
-    width, time_dim = (64, 64) if script is srpo else (128, 4)
-    toy = {"HIDDEN_DIM": width, "TIME_DIM": time_dim, "CRITIC_LEARNING_RATE": LEARNING_RATE}
+    """Inside, the script builds its networks in the toy's sizes, width 128 and time embedding 4."""
+    toy = {"HIDDEN_DIM": 128, "TIME_DIM": 4}
     original = {name: getattr(script, name) for name in toy}
     vars(script).update(toy)
     try:
@@ -235,13 +233,15 @@ def train(script, agent, transitions: Tensor, phase, steps: int, decayed: tuple[
 def denoiser_update(agent, batch, u, eps) -> dict[str, Tensor]:
     """The behaviour half of dtql_gaussian.pretrain_update."""
     obs, action, *_ = batch
-    loss = dtql_gaussian.denoising_loss(agent.denoiser, action, obs, u[0], eps[0], agent.max_action, agent.args)
+    loss = dtql_gaussian.denoising_loss(
+        agent.denoiser, action, obs, u[0], eps[0], agent.max_action, agent.args
+    )
     dtql_gaussian.minimize(loss, agent.optimizers["denoiser"])
     return {"bc_loss": loss.detach()}
 
 
 def critic_update(agent, batch, u, eps) -> dict[str, Tensor]:
-    """The Q of dtql_gaussian.pretrain_update, whose V is multiplied by 0 where every transition is terminal."""
+    """The Q of dtql_gaussian.pretrain_update; every transition is terminal, so that V counts nothing."""
     obs, action, reward, _, terminal = batch
     loss = dtql_gaussian.q_loss(agent.q(obs, action), reward.squeeze(-1), terminal.squeeze(-1), 0.0, 1.0)
     dtql_gaussian.minimize(loss, agent.optimizers["q"])
@@ -285,7 +285,7 @@ def train_critic(name: str, reward: str, seeds: int, steps: int = CRITIC_STEPS) 
 def train_policy(denoiser: dict, critic: dict | None, script_name: str, name: str, seeds: int, flags=(),
                  steps: int = POLICY_STEPS) -> dict:  # fmt: skip
     """A policy by its script's own train_update; samples [seed, SAMPLES, 2]. No critic: Q = 0."""
-    script = sys.modules[script_name]
+    script = SCRIPTS[script_name]
     agent = make_agent(script, name, seeds, batch_size=POLICY_BATCH, train_steps=steps, **dict(flags))
     agent.denoiser.load_state_dict(denoiser["weights"])
     if critic:
@@ -301,3 +301,821 @@ def train_policy(denoiser: dict, critic: dict | None, script_name: str, name: st
     with torch.no_grad():
         samples = agent.policy.sample(torch.ones(seeds, 1, 1), noise)[:, 0] * PLANES[name].unit
     return losses | {"samples": samples, "iterations": steps}
+
+
+def load_denoiser(name: str, seeds: int, weights: dict, **flags):
+    """The trained denoiser as the losses take it, in the scripts' units, with its args and a_max."""
+    agent = make_agent(dtql_gaussian, name, seeds, **flags)
+    agent.denoiser.load_state_dict(weights)
+    return dtql_gaussian.frozen(agent.denoiser), agent.args, agent.max_action
+
+
+def trust_region(denoiser, args, max_action: Tensor, action: Tensor, draws: int = 64) -> Tensor:
+    """L_TR of each action [seed, n, 2], [seed, n]: the mean over the same `draws` of σ and ε for all."""
+    script, (seeds, n, _) = dtql_gaussian, action.shape
+    g = torch.Generator().manual_seed(0)
+    total = torch.zeros(seeds, n)
+    for i in range(draws):
+        u = ((i + torch.rand(1, generator=g)) / draws).expand(seeds * n, 1, 1)
+        eps = torch.randn(2, generator=g).expand(seeds * n, 1, 2)
+        rows = lambda *inputs: denoiser(*(x.view(seeds, n, -1) for x in inputs)).view(seeds * n, 1, -1)
+        state = torch.ones(seeds * n, 1, 1)
+        with torch.no_grad():  # each action as a batch of its own, whose loss is then its own
+            loss = script.denoising_loss(rows, action.reshape(-1, 1, 2), state, u, eps, max_action, args)
+        total += loss.view(seeds, n) / draws
+    return total
+
+
+def square(extent: float, n: int) -> Tensor:
+    """Centres of the n × n cells of [-extent, extent]², rows of y first; [n², 2]."""
+    x = extent * ((2 * torch.arange(n) + 1) / n - 1)
+    return torch.stack(torch.meshgrid(x, x, indexing="xy"), dim=-1).view(-1, 2)
+
+
+def map_trust_region(denoiser: dict, name: str, seeds: int, cells: int = 64) -> dict:
+    """L_TR over the plane [seed, cells, cells], at data, and at uniform points off it, [seed, 1000] each."""
+    plane = PLANES[name]
+    loaded = load_denoiser(name, seeds, denoiser["weights"])
+    g = torch.Generator().manual_seed(0)
+    anywhere = plane.extent * (2 * torch.rand(8000, 2, generator=g) - 1)
+    points = torch.cat([square(plane.extent, cells), make_data(name, 1000, seed=1),
+                        anywhere[~on_data(name, anywhere)][:1000]])  # fmt: skip
+    loss = trust_region(*loaded, (points / plane.unit).expand(seeds, -1, -1))
+    heat, on, off = loss.split([cells**2, 1000, 1000], dim=1)
+    return {"map": heat.view(seeds, cells, cells), "on": on, "off": off}
+
+
+def descend_trust_region(denoiser: Callable, args, max_action: Tensor, start: Tensor, steps: int,
+                         draws: int = 4, learning_rate: float = 0.05) -> Tensor:  # fmt: skip
+    """Free actions [seed, n, 2] that descend L_TR alone by Adam, its rate falling to 0; where they end."""
+    script, (seeds, n, _) = dtql_gaussian, start.shape
+    g = torch.Generator().manual_seed(0)
+    action = nn.Parameter(start.clone())
+    optimizer = script.adam([action], learning_rate)
+    state = torch.ones(seeds, draws * n, 1)
+    for step in range(steps):
+        script.decay_learning_rates([optimizer], torch.tensor(float(step)), steps)
+        u = torch.rand(seeds, draws * n, 1, generator=g)
+        eps = torch.randn(seeds, draws * n, 2, generator=g)
+        loss = script.denoising_loss(denoiser, action.repeat(1, draws, 1), state, u, eps, max_action, args)
+        script.minimize(loss, optimizer)
+    return action.detach()
+
+
+def end_on_modes(denoiser: dict, name: str, seeds: int, sigma_data: float = 0.5, steps: int = 400) -> dict:
+    """Theorem 1: 1000 starts all over the plane; where they are after descending L_TR, [seed, 1000, 2]."""
+    plane, g = PLANES[name], torch.Generator().manual_seed(1)
+    start = plane.extent / plane.unit * (2 * torch.rand(seeds, 1000, 2, generator=g) - 1)
+    loaded = load_denoiser(name, seeds, denoiser["weights"], sigma_data=sigma_data)
+    end = descend_trust_region(*loaded, start, steps)
+    return {"start": start * plane.unit, "end": end * plane.unit, "iterations": steps}
+
+
+# ------------------------------------------------------------------------------------------------ SRPO's jobs
+def log_density(denoised: Callable, action: Tensor, sigma_min: float, sigma_max: float, steps: int) -> Tensor:
+    """log p of actions [..., 2] under a diffusion model, by its probability-flow ODE; result [...].
+
+    da/d ln σ = a - D(a, σ), by RK4 from σ_min to σ_max, where p is taken as N(0, σ_max² I); on the way log p
+    changes by the divergence 2 - tr ∂D/∂a, exact by one product with the Jacobian per dimension.
+    denoised: (a, σ) -> D(a, σ), of a's shape."""
+
+    def slope(a: Tensor, log_sigma: float) -> tuple[Tensor, Tensor]:
+        a = a.detach().requires_grad_()
+        d = denoised(a, math.exp(log_sigma))
+        last = d.shape[-1] - 1
+        trace = sum(
+            torch.autograd.grad(d[..., i].sum(), a, retain_graph=i < last)[0][..., i] for i in range(last + 1)
+        )
+        return (a - d).detach(), last + 1 - trace
+
+    s, end = math.log(sigma_min), math.log(sigma_max)
+    h = (end - s) / steps
+    total = torch.zeros(action.shape[:-1])
+    for _ in range(steps):
+        k1, t1 = slope(action, s)
+        k2, t2 = slope(action + h / 2 * k1, s + h / 2)
+        k3, t3 = slope(action + h / 2 * k2, s + h / 2)
+        k4, t4 = slope(action + h * k3, s + h)
+        action = action + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
+        total = total + h / 6 * (t1 + 2 * t2 + 2 * t3 + t4)
+        s += h
+    prior = -action.square().sum(dim=-1) / (2 * sigma_max**2) - math.log(2 * math.pi * sigma_max**2)
+    return prior + total
+
+
+def srpo_log_density(weights: dict, name: str, action: Tensor, steps: int = 24) -> Tensor:
+    """action [seed, n, 2]; result [seed, n]. The papers' units."""
+    plane = PLANES[name]
+    denoiser, args, max_action = load_denoiser(name, len(action), weights)
+    state = torch.ones(*action.shape[:2], 1)
+
+    def denoised(a: Tensor, sigma: float) -> Tensor:
+        return dtql_gaussian.denoise(denoiser, a, torch.full_like(a[..., :1], sigma), state, max_action, args)
+
+    density = log_density(denoised, action / plane.unit, args.sigma_min, args.sigma_max, steps)
+    return density - 2 * math.log(plane.unit)
+
+
+def kernel_log_density(data: Tensor, action: Tensor) -> Tensor:
+    """What a Gaussian kernel estimate of the best of three widths says of actions [n, 2]; [n]."""
+    square_distance = torch.cdist(action, data).square()
+    estimates = [
+        (-square_distance / (2 * h**2)).logsumexp(dim=1) - math.log(2 * math.pi * h**2 * len(data))
+        for h in (0.05, 0.1, 0.2)
+    ]
+    return max(estimates, key=lambda x: x.mean().item())
+
+
+def map_density(denoiser: dict, name: str, seeds: int, cells: int = 56) -> dict:
+    """The learned density over the plane [seed, cells, cells], and the log-density of fresh data."""
+    fresh = make_data(name, 500, seed=1)
+    points = torch.cat([square(PLANES[name].extent, cells), fresh]).expand(seeds, -1, -1)
+    logs = srpo_log_density(denoiser["weights"], name, points)
+    heat, held_out = logs.split([cells**2, len(fresh)], dim=1)
+    return {"map": heat.exp().view(seeds, cells, cells), "held_out": held_out.mean(dim=1),
+            "kernel": kernel_log_density(make_data(name), fresh).mean()}  # fmt: skip
+
+
+class FreeActions(nn.Module):
+    """SRPO's deterministic policy without a state: one point for each target, given `draws` times."""
+
+    def __init__(self, action: Tensor, draws: int):
+        super().__init__()
+        self.action, self.draws = nn.Parameter(action.clone()), draws  # [seed, n, 2]
+
+    def forward(self, obs: Tensor) -> Tensor:
+        return self.action.repeat(1, self.draws, 1)  # [seed, draws * n, 2]
+
+
+class DistanceQ(nn.Module):
+    """Q(a) = -|a - a_tar|², as both of two critics."""
+
+    def __init__(self, target: Tensor, unit: float):
+        super().__init__()
+        self.target, self.unit = target, unit
+
+    def forward(self, obs: Tensor, action: Tensor) -> Tensor:
+        q = -(self.unit * (action - self.target)).square().sum(dim=-1)  # [seed, batch]
+        return q.unsqueeze(1).expand(-1, 2, -1)
+
+
+LEVELS = 20  # of 1/β
+
+
+def follow_beta(
+    denoiser: dict, name: str, seeds: int, most: float = 1.0, draws: int = 16, steps: int = 40
+) -> dict:
+    """The policy π for each a_tar of a 6 × 6 grid as 1/β grows from 0, where π = a_tar, to `most`, by
+    srpo.policy_update; path [seed, LEVELS + 1, 36, 2], and the log-density of its two ends [seed, 2, 36]."""
+    plane = PLANES[name]
+    denoise, _, max_action = load_denoiser(name, seeds, denoiser["weights"])
+    args = make_args(srpo, seeds)
+    target = (square(plane.extent, 6) / plane.unit).expand(seeds, -1, -1)
+    policy = FreeActions(target, draws)
+    agent = SimpleNamespace(
+        args=args,
+        policy=policy,
+        target_q=DistanceQ(target.repeat(1, draws, 1), plane.unit),
+        denoiser=denoise,
+        max_action=max_action,
+        trained=torch.zeros(()),
+        optimizers={"policy": srpo.adam(policy.parameters(), 0.02)},
+    )
+    g, obs = torch.Generator().manual_seed(0), torch.ones(seeds, draws * target.shape[1], 1)
+    path = [target]
+    for level in range(1, LEVELS + 1):
+        args.beta = LEVELS / (level * most)
+        mean = torch.zeros_like(target)
+        for step in range(steps):
+            u, eps = torch.rand(1, *obs.shape, generator=g), torch.randn(1, *obs.shape[:2], 2, generator=g)
+            srpo.policy_update(agent, (obs,), u, eps)
+            if step >= steps // 2:  # the mean of the second half: Adam's last point alone trembles
+                mean += policy.action.detach() / (steps - steps // 2)
+        path.append(mean)
+    path = torch.stack(path, dim=1) * plane.unit
+    ends = srpo_log_density(denoiser["weights"], name, path[:, [0, -1]].flatten(1, 2)).view(seeds, 2, -1)
+    return {"path": path, "ends": ends, "iterations": LEVELS * steps}
+
+
+def regress(name: str, seeds: int, most: float = 1.0, steps: int = 1000) -> dict:
+    """Forward KL with the same targets: a Gaussian policy by weighted regression, descending
+    dtql_gaussian.nll_loss on data drawn with weights exp(β Q). Its mean action for each, [seed, 36, 2]."""
+    script, plane, data = dtql_gaussian, PLANES[name], make_data(name)
+    target = square(plane.extent, 6)
+    weights = (-torch.cdist(target, data).square() / most).softmax(dim=1)  # [36, N]
+    state = torch.eye(len(target)).expand(seeds, -1, -1)  # which target, one-hot
+    with small_networks(script):
+        agent = script.Agent(len(target), [plane.box / plane.unit] * 2, make_args(script, seeds), CPU)
+    g = torch.Generator().manual_seed(0)
+    for step in range(steps):
+        rows = torch.multinomial(weights, 16 * seeds, replacement=True, generator=g)  # [36, 16 * seed]
+        action = (data[rows] / plane.unit).view(len(target) * 16, seeds, 2).transpose(0, 1)
+        loss = script.nll_loss(*agent.policy(state.repeat_interleave(16, dim=1)), action, agent.max_action)
+        script.minimize(loss, agent.optimizers["policy"])
+        script.decay_learning_rates([agent.optimizers["policy"]], torch.tensor(step + 1.0), steps)
+    with torch.no_grad():
+        mean, _ = agent.policy(state)
+        return {"mean": agent.max_action * mean.tanh() * plane.unit, "iterations": steps}
+
+
+# ---------------------------------------------------------------------------------------------------- panels
+@dataclass(frozen=True)
+class Panel:
+    """A figure of a paper. claims: what the paper says of it, and whether the numbers of one seed show it."""
+
+    figure: str
+    jobs: Callable  # seeds -> jobs by name
+    measure: Callable  # results by name -> numbers of each seed, a list of dicts
+    claims: tuple[tuple[str, Callable], ...]  # (claim, numbers of a seed -> bool)
+    draw: Callable  # results by name -> matplotlib's figure
+
+
+KL_FLAGS = (("alpha", 8.0), ("learning_rate", 1e-3), ("lr_decay", True))
+POLICIES = {  # script and flags of the policies that the columns of Fig. 3 and 6 compare
+    "trust region, Gaussian": ("dtql_gaussian", ()),
+    "the same, entropy 0.005": ("dtql_gaussian", (("entropy_coef", 0.005),)),
+    "trust region, implicit": ("dtql_implicit", ()),
+    "KL, implicit": ("kl_distill", KL_FLAGS),
+}
+
+
+def denoiser_job(name: str, seeds: int, *sigma_data: float) -> Job:
+    return Job(train_denoiser, (name, seeds, *sigma_data))
+
+
+def policy_job(script: str, name: str, reward: str | None, seeds: int, flags: tuple = ()) -> Job:
+    critic = Job(train_critic, (name, reward, seeds)) if reward else NOTHING
+    return Job(train_policy, (script, name, seeds, flags), (denoiser_job(name, seeds), critic))
+
+
+def nothing() -> dict:
+    return {}
+
+
+NOTHING = Job(nothing, ())
+
+
+def describe_policy(name: str, samples: Tensor, reward: str | None = None) -> dict:
+    """The numbers of one seed's samples [n, 2]."""
+    numbers = {
+        "on_data": on_data(name, samples).float().mean().item(),
+        "modes": modes_covered(name, samples),
+        "spread": samples.std(dim=0).mean().item(),
+    }
+    return numbers | ({"reward": reward_of(reward, name, samples).mean().item()} if reward else {})
+
+
+def best_mode(name: str, reward: str) -> float:
+    """The largest mean reward of a mode."""
+    if name == "grid25":
+        data = make_data(name)
+        return max(
+            reward_of(reward, name, data[torch.cdist(data, GRID).argmin(dim=1) == i]).mean().item()
+            for i in range(25)
+        )
+    data = make_data(name)
+    data = data[data.norm(dim=1).argsort()]
+    return max(reward_of(reward, name, part).mean().item() for part in data.chunk(25))
+
+
+def column(figure: str, name: str, reward: str) -> Panel:
+    """A column of DTQL's Fig. 3 and 6: one data set with one reward, and four policies on it."""
+
+    def measure(results: dict) -> list[dict]:
+        rows = []
+        for i in range(len(results["KL, implicit"]["samples"])):
+            row = {
+                policy: describe_policy(name, results[policy]["samples"][i], reward) for policy in POLICIES
+            }
+            rows.append(row | {"best_mode_reward": best_mode(name, reward)})
+        return rows
+
+    def on_its_best(policy: str) -> Callable:
+        return lambda row: (
+            row[policy]["on_data"] > 0.9 and row[policy]["reward"] > 0.9 * row["best_mode_reward"]
+        )
+
+    first, entropy, implicit, kl = POLICIES
+    wider = lambda row: row[entropy]["spread"] > row[first]["spread"]
+    worse = lambda row: row[kl]["reward"] < min(row[first]["reward"], row[implicit]["reward"])
+    many = lambda row: row[kl]["modes"] >= 5
+    return Panel(
+        figure=figure,
+        jobs=lambda seeds: {
+            policy: policy_job(script, name, reward, seeds, flags)
+            for policy, (script, flags) in POLICIES.items()
+        },
+        measure=measure,
+        claims=(
+            ("The Gaussian policy ends on the data, at its highest reward", on_its_best(first)),
+            ("The implicit policy ends on the data, at its highest reward", on_its_best(implicit)),
+            ("KL keeps many modes", many),
+            ("KL earns less than either policy of the trust region", worse),
+            ("The entropy term widens the Gaussian policy", wider),
+        ),
+        draw=lambda results: draw_columns({(name, reward): results}),
+    )  # fmt: skip
+
+
+# DTQL's Fig. 1
+def measure_map(results: dict) -> list[dict]:
+    return [
+        {
+            name: {
+                "median_on_data": maps["on"][i].median().item(),
+                "median_off_data": maps["off"][i].median().item(),
+                "ranked_right": (maps["on"][i].unsqueeze(1) < maps["off"][i]).float().mean().item(),
+            }
+            for name, maps in results.items()
+        }
+        for i in range(len(results["grid25"]["on"]))
+    ]
+
+
+def map_panel() -> Panel:
+    names = ("grid25", "swissroll")
+    return Panel(
+        figure="DTQL Fig. 1",
+        jobs=lambda seeds: {
+            name: Job(map_trust_region, (name, seeds), (denoiser_job(name, seeds),)) for name in names
+        },
+        measure=measure_map,
+        claims=tuple(
+            (
+                f"{name}: the loss is lower at data than off it, in 95 % of pairs",
+                lambda row, name=name: row[name]["ranked_right"] > 0.95,
+            )
+            for name in names
+        ),  # fmt: skip
+        draw=draw_map,
+    )
+
+
+# DTQL's Fig. 2
+ALONE = {
+    "trust region": ("dtql_implicit", ()),
+    "KL": ("kl_distill", KL_FLAGS),
+    "KL, rate 3e-3": ("kl_distill", ()),
+}
+
+
+def measure_samples(name: str, reward: str | None = None) -> Callable:
+    def measure(results: dict) -> list[dict]:
+        seeds = len(next(iter(results.values()))["samples"])
+        return [
+            {key: describe_policy(name, x["samples"][i], reward) for key, x in results.items()}
+            for i in range(seeds)
+        ]
+
+    return measure
+
+
+def alone_panel() -> Panel:
+    return Panel(
+        figure="DTQL Fig. 2",
+        jobs=lambda seeds: {
+            key: policy_job(script, "grid25", None, seeds, flags) for key, (script, flags) in ALONE.items()
+        },
+        measure=measure_samples("grid25"),
+        claims=(
+            (
+                "The trust region alone ends on modes: 90 % of samples",
+                lambda row: row["trust region"]["on_data"] > 0.9,
+            ),
+            ("The trust region alone keeps several modes", lambda row: row["trust region"]["modes"] > 1),
+            ("KL alone covers every mode", lambda row: row["KL"]["modes"] == 25),
+            (
+                "KL alone spreads as the data do, within 10 %",
+                lambda row: abs(row["KL"]["spread"] / DATA_STD - 1) < 0.1,
+            ),
+        ),
+        draw=lambda results: draw_samples("grid25", None, results),
+    )
+
+
+DATA_STD = (50 + GRID_STD**2) ** 0.5  # of the 25 Gaussians, per axis
+
+
+# generator forms
+def generator_panel() -> Panel:
+    forms = {f"{label}, {form}": (script, flags + extra) for label, (script, flags) in
+             {"trust region": ("dtql_implicit", ()), "KL": ("kl_distill", KL_FLAGS)}.items()
+             for form, extra in {"raw": (), "preconditioned": (("precondition", True),)}.items()}  # fmt: skip
+    return Panel(
+        figure="ours",
+        jobs=lambda seeds: {
+            key: policy_job(script, "grid25", "far", seeds, flags) for key, (script, flags) in forms.items()
+        },
+        measure=measure_samples("grid25", "far"),
+        claims=tuple(
+            (
+                f"{label}: both forms reach the same reward, within 10 %",
+                lambda row, label=label: (
+                    abs(row[f"{label}, preconditioned"]["reward"] / row[f"{label}, raw"]["reward"] - 1) < 0.1
+                ),
+            )
+            for label in ("trust region", "KL")
+        ),  # fmt: skip
+        draw=lambda results: draw_samples("grid25", "far", results),
+    )
+
+
+# theorem 1
+def measure_theorem(results: dict) -> list[dict]:
+    return [
+        {
+            key: {
+                "on_data": on_data("grid25", x["end"][i]).float().mean().item(),
+                "modes": modes_covered("grid25", x["end"][i]),
+                "median_distance": torch.cdist(x["end"][i], GRID).amin(dim=1).median().item(),
+            }
+            for key, x in results.items()
+        }
+        for i in range(len(results["σ_data 2"]["end"]))
+    ]
+
+
+def theorem_panel() -> Panel:
+    wide = round(
+        DATA_STD / PLANES["grid25"].unit, 2
+    )  # the data's own standard deviation, as EDM would have it
+    return Panel(
+        figure="DTQL Theorem 1",
+        jobs=lambda seeds: {
+            f"σ_data {label}": Job(end_on_modes, ("grid25", seeds, s), (denoiser_job("grid25", seeds, s),))
+            for label, s in (("2", 0.5), ("7", wide))
+        },
+        measure=measure_theorem,
+        claims=(
+            (
+                "99 % of starts end within 3 standard deviations of a mode",
+                lambda row: row["σ_data 2"]["on_data"] > 0.99,
+            ),
+            ("Every mode is an end", lambda row: row["σ_data 2"]["modes"] == 25),
+            (
+                "The same with noise as wide as the data: 99 % of starts",
+                lambda row: row["σ_data 7"]["on_data"] > 0.99,
+            ),
+            (
+                "The same with noise as wide as the data: every mode",
+                lambda row: row["σ_data 7"]["modes"] == 25,
+            ),
+        ),
+        draw=draw_theorem,
+    )
+
+
+# SRPO
+def srpo_panels() -> dict[str, Panel]:
+    denoisers = lambda seeds: {name: denoiser_job(name, seeds) for name in SRPO_PLANES}
+    density = lambda seeds: {
+        name: Job(map_density, (name, seeds), (job,)) for name, job in denoisers(seeds).items()
+    }
+    paths = lambda seeds: {
+        f"{name} path": Job(follow_beta, (name, seeds), (job,)) for name, job in denoisers(seeds).items()
+    }
+    forward = lambda seeds: {f"{name} forward": Job(regress, (name, seeds)) for name in SRPO_PLANES}
+
+    def measure_density(results: dict) -> list[dict]:
+        def numbers(name: str, x: dict, i: int) -> dict:
+            cell = (2 * PLANES[name].extent / x["map"].shape[1]) ** 2
+            return {"mass": x["map"][i].sum().item() * cell, "held_out_log_density": x["held_out"][i].item(),
+                    "kernel_log_density": x["kernel"].item()}  # fmt: skip
+
+        seeds = len(results["rings"]["map"])
+        return [{name: numbers(name, x, i) for name, x in results.items()} for i in range(seeds)]
+
+    def on(name: str, action: Tensor) -> float:
+        return on_data(name, action).float().mean().item()
+
+    def measure_path(results: dict) -> list[dict]:
+        def numbers(name: str, i: int) -> dict:
+            x = results[f"{name} path"]
+            path, (start, end) = x["path"][i], x["ends"][i]  # [level, 36, 2], [36] each
+            return {
+                "on_data_at_0": on(name, path[0]),
+                "on_data_at_1": on(name, path[-1]),
+                "log_density_at_0": start.mean().item(),
+                "log_density_at_1": end.mean().item(),
+                "denser": (end >= start).float().mean().item(),
+                "moved": (path[-1] - path[0]).norm(dim=1).mean().item(),
+            }
+
+        seeds = len(results["rings"]["map"])
+        return [{name: numbers(name, i) for name in SRPO_PLANES} for i in range(seeds)]
+
+    def measure_kl(results: dict) -> list[dict]:
+        def numbers(name: str, i: int) -> dict:
+            return {
+                "forward_on_data": on(name, results[f"{name} forward"]["mean"][i]),
+                "reverse_on_data": on(name, results[f"{name} path"]["path"][i, -1]),
+            }
+
+        seeds = len(results["rings"]["map"])
+        return [{name: numbers(name, i) for name in SRPO_PLANES} for i in range(seeds)]
+
+    every = lambda test: lambda row: all(test(row[name]) for name in SRPO_PLANES)
+    each = lambda claim, test: tuple(
+        (f"{name}: {claim}", lambda row, name=name: test(row[name])) for name in SRPO_PLANES
+    )
+    likely = lambda x: x["held_out_log_density"] > x["kernel_log_density"] - 0.3
+    return {
+        "srpo_density": Panel(
+            figure="SRPO Fig. 2 and 7",
+            jobs=density,
+            measure=measure_density,
+            claims=(
+                ("The density integrates to 1, within 5 %", every(lambda x: abs(x["mass"] - 1) < 0.05)),
+                *each("fresh data are as likely as to a kernel estimate, within 0.3 nats", likely),
+            ),
+            draw=draw_density,
+        ),
+        "srpo_path": Panel(
+            figure="SRPO Fig. 2 and 7",
+            jobs=lambda seeds: density(seeds) | paths(seeds),
+            measure=measure_path,
+            claims=(
+                ("As 1/β grows, 90 % of π move to denser places", every(lambda x: x["denser"] >= 0.9)),
+                *each("at 1/β = 1, 90 % of π are on the data", lambda x: x["on_data_at_1"] >= 0.9),
+            ),
+            draw=draw_paths,
+        ),
+        "srpo_kl": Panel(
+            figure="SRPO Fig. 3",
+            jobs=lambda seeds: density(seeds) | paths(seeds) | forward(seeds),
+            measure=measure_kl,
+            claims=each(
+                "reverse KL ends on the data for more targets than forward KL",
+                lambda x: x["reverse_on_data"] > x["forward_on_data"],
+            ),
+            draw=draw_extraction,
+        ),
+    }
+
+
+# -------------------------------------------------------------------------------------------------- pictures
+COLORS, POLICY_COLOR, DATA_COLOR = "viridis", "#e5213d", "#9aa3ad"
+SHOWN = 1000  # points of a scatter
+
+
+def canvas(rows: int, columns: int, extent: float | None = None, cell: float = 1.9, titles=(), **options):
+    """A figure of square panels of the action plane, [-extent, extent]²; figure, axes [rows, columns]."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    plt.rcParams.update({"font.size": 8, "axes.titlesize": 8, "axes.linewidth": 0.6, "xtick.major.width": 0.6,
+                         "ytick.major.width": 0.6, "axes.titlepad": 4})  # fmt: skip
+    size = (cell * columns + 0.3, (cell + 0.22) * rows + 0.25)
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained", **options)
+    for ax in axes.flat:
+        ax.set_aspect("equal")
+        if extent:
+            ax.set(xlim=(-extent, extent), ylim=(-extent, extent))
+    for ax in axes[-1]:
+        ax.set_xlabel("action 1")
+    for ax in axes[:, 0]:
+        ax.set_ylabel("action 2")
+    for ax, title in zip(axes.flat, titles):
+        ax.set_title(title)
+    return figure, axes
+
+
+def scatter(ax, points: Tensor, color, size: float = 1.5, **options):
+    return ax.scatter(*points[:SHOWN].T, c=color, s=size, linewidths=0, rasterized=True, **options)
+
+
+def heat(ax, values: Tensor, extent: float, **options):
+    return ax.imshow(values, origin="lower", extent=(-extent, extent, -extent, extent), cmap=COLORS,
+                     interpolation="bilinear", **options)  # fmt: skip
+
+
+def draw_columns(columns: dict):
+    """columns: results of a column's policies by (data set, reward). A row of panels for each, of seed 1."""
+    titles = ["data by reward", *(policy.replace(", ", ",\n") for policy in POLICIES)]
+    figure, axes = canvas(len(columns), 1 + len(POLICIES), cell=1.55, titles=titles)
+    for row, ((name, reward), results) in zip(axes, columns.items()):
+        extent, data = PLANES[name].extent, make_data(name)
+        value = reward_of(reward, name, data)
+        for ax, policy in zip(row, [None, *POLICIES]):
+            shown = scatter(ax, data, value[:SHOWN], cmap=COLORS, alpha=None if policy is None else 0.35)
+            if policy:
+                scatter(ax, results[policy]["samples"][0].clamp(-extent, extent), POLICY_COLOR, size=3)
+            ax.set(xlim=(-extent, extent), ylim=(-extent, extent), aspect="equal")
+        row[0].set_ylabel(f"{SHORT[name]}, {reward}\naction 2")
+        figure.colorbar(shown, ax=row[-1], shrink=0.85, label="reward")
+    return figure
+
+
+SHORT = {"grid25": "25 Gaussians", "swissroll": "Swiss roll"}
+
+
+def draw_samples(name: str, reward: str | None, results: dict):
+    data, extent = make_data(name), PLANES[name].extent
+    figure, axes = canvas(1, len(results), extent, titles=results)
+    for ax, x in zip(axes.flat, results.values()):
+        color = reward_of(reward, name, data)[:SHOWN] if reward else DATA_COLOR
+        scatter(ax, data, color, cmap=COLORS if reward else None, alpha=0.5)
+        scatter(ax, x["samples"][0].clamp(-extent, extent), POLICY_COLOR, size=3)
+    return figure
+
+
+def draw_map(results: dict):
+    figure, axes = canvas(1, len(results), cell=2.9, titles=[SHORT[name] for name in results])
+    for ax, (name, x) in zip(axes.flat, results.items()):
+        from matplotlib.colors import LogNorm
+
+        extent = PLANES[name].extent
+        shown = heat(ax, x["map"][0], extent, norm=LogNorm())
+        scatter(ax, make_data(name)[:300], "white", size=1.5)
+        ax.set(xlim=(-extent, extent), ylim=(-extent, extent))
+        figure.colorbar(shown, ax=ax, shrink=0.85, label="$L_{TR}$ (log scale)")
+    return figure
+
+
+def draw_theorem(results: dict):
+    titles = ["1000 starts", *(f"ends, {key.replace('σ_data', 'noise about')} units" for key in results)]
+    figure, axes = canvas(1, 1 + len(results), PLANES["grid25"].extent, cell=2.2, titles=titles)
+    clouds = [next(iter(results.values()))["start"], *(x["end"] for x in results.values())]
+    for ax, cloud in zip(axes.flat, clouds):
+        scatter(ax, make_data("grid25"), DATA_COLOR, size=1)
+        scatter(ax, cloud[0], POLICY_COLOR, size=4)
+    return figure
+
+
+def draw_density(results: dict):
+    figure, axes = canvas(2, len(results), PLANES["rings"].extent, cell=1.3, titles=results)
+    for (top, bottom), (name, x) in zip(axes.T, results.items()):
+        scatter(top, make_data(name), DATA_COLOR, size=1)
+        heat(bottom, x["map"][0], PLANES[name].extent, vmax=x["map"][0].quantile(0.995).item())
+    axes[0, 0].set_ylabel("data\naction 2")
+    axes[1, 0].set_ylabel("learned density\naction 2")
+    return figure
+
+
+def draw_paths(results: dict):
+    figure, axes = canvas(2, 3, PLANES["rings"].extent, cell=2.4, titles=SRPO_PLANES)
+    for ax, name in zip(axes.flat, SRPO_PLANES):
+        density, path = results[name]["map"][0], results[f"{name} path"]["path"][0]  # [level, 36, 2]
+        heat(ax, density, PLANES[name].extent, vmax=density.quantile(0.995).item())
+        ax.plot(*path.permute(2, 0, 1), color=POLICY_COLOR, linewidth=0.9)
+        scatter(ax, path[0], "white", size=5)
+        scatter(ax, path[-1], POLICY_COLOR, size=9)
+    return figure
+
+
+def draw_extraction(results: dict):
+    figure, axes = canvas(2, 3, PLANES["rings"].extent, cell=2.4, titles=SRPO_PLANES)
+    for ax, name in zip(axes.flat, SRPO_PLANES):
+        density = results[name]["map"][0]
+        heat(ax, density, PLANES[name].extent, vmax=density.quantile(0.995).item())
+        ax.scatter(*results[f"{name} forward"]["mean"][0].T, c="white", s=14, marker="x", linewidths=0.9)
+        scatter(ax, results[f"{name} path"]["path"][0, -1], POLICY_COLOR, size=9)
+    return figure
+
+
+def save_picture(figure, path: Path) -> None:
+    """As a PNG of 128 colours, a third of matplotlib's size."""
+    from matplotlib import pyplot as plt
+    from PIL import Image
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+    Image.open(path).convert("RGB").quantize(128, dither=Image.Dither.NONE).save(path, optimize=True)
+
+
+# ----------------------------------------------------------------------------------------------------- main
+PANELS = {
+    "trust_region_map": map_panel(),
+    "alone": alone_panel(),
+    "far": column("DTQL Fig. 3 and 6", "grid25", "far"),
+    "near": column("DTQL Fig. 3 and 6", "grid25", "near"),
+    "hard": column("DTQL Fig. 3 and 6", "grid25", "hard"),
+    "swiss_near": column("DTQL Fig. 3 and 6", "swissroll", "near"),
+    "swiss_far": column("DTQL Fig. 3 and 6", "swissroll", "far"),
+    "theorem1": theorem_panel(),
+    "generators": generator_panel(),
+    **srpo_panels(),
+}
+COLUMNS = {"far": ("grid25", "far"), "near": ("grid25", "near"), "hard": ("grid25", "hard"),
+           "swiss_near": ("swissroll", "near"), "swiss_far": ("swissroll", "far")}  # fmt: skip
+
+
+def report(name: str, results: dict, first_seed: int = 1) -> dict:
+    """A panel's entry in bandit.json."""
+    panel = PANELS[name]
+    rows = panel.measure(results)
+    claims = []
+    for claim, test in panel.claims:
+        seen = [bool(test(row)) for row in rows]
+        verdict = "yes" if all(seen) else f"{sum(seen)} of {len(seen)} seeds" if any(seen) else "no"
+        claims.append({"claim": claim, "seen": verdict})
+    return {
+        "figure": panel.figure,
+        "claims": claims,
+        "seconds": round(sum(x["seconds"] for x in results.values()), 1),  # without the models it shares
+        "iterations": {key: x["iterations"] for key, x in results.items() if "iterations" in x},
+        "seeds": [{"seed": first_seed + i} | row for i, row in enumerate(rows)],
+    }
+
+
+def compute(panels: list[str], seeds: int, workers: int, done: Callable) -> None:
+    """Runs the panels' jobs, each once and after those that it needs; calls done(name, results of its jobs)
+    for each panel whose jobs are done."""
+    jobs_of = {name: PANELS[name].jobs(seeds) for name in panels}
+    results, running, waiting = {}, {}, []
+
+    def add(job: Job) -> None:
+        for need in job.needs:
+            add(need)
+        if job not in waiting:
+            waiting.append(job)
+
+    for jobs in jobs_of.values():
+        for job in jobs.values():
+            add(job)
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        while waiting or running:
+            for job in [job for job in waiting if all(need in results for need in job.needs)]:
+                if len(running) < workers:
+                    waiting.remove(job)
+                    running[pool.submit(run_job, job, *(results[need] for need in job.needs))] = job
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                results[running.pop(future)] = future.result()
+            for name in [n for n, jobs in jobs_of.items() if all(job in results for job in jobs.values())]:
+                done(name, {key: results[job] for key, job in jobs_of.pop(name).items()})
+
+
+def table(content: dict) -> str:
+    """What docs/bandit.md says of each claim."""
+    lines = ["| panel | figure | claim | seen |", "|---|---|---|---|"]
+    for name, panel in content["panels"].items():
+        lines += [f"| {name} | {panel['figure']} | {x['claim']} | {x['seen']} |" for x in panel["claims"]]
+    return "\n".join(lines)
+
+
+@dataclass
+class Args:
+    panels: tuple[str, ...] = tuple(PANELS)
+    """names of the panels to make"""
+    seeds: int = 3
+    """how many seeds, from 1 on; they train together"""
+    workers: int = 2
+    """processes, of one thread each"""
+    out: Path = ROOT / "benchmark" / "results"
+    """directory of bandit.json, in which the panels made take the place of their like, and of bandit/*.png"""
+
+
+def main() -> None:
+    import tyro
+    from tqdm import tqdm
+
+    args = tyro.cli(Args, description=__doc__)
+    unknown = set(args.panels) - set(PANELS)
+    if unknown:
+        raise SystemExit(f"bandit.py: no panel {', '.join(unknown)}; there are {', '.join(PANELS)}")
+    path = args.out / "bandit.json"
+    content = json.loads(path.read_text()) if path.exists() else {"panels": {}}
+    start, columns = time.perf_counter(), {}
+    bar = tqdm(total=len(args.panels), unit="panel")
+
+    def done(name: str, results: dict) -> None:
+        content["panels"][name] = report(name, results)
+        save_picture(PANELS[name].draw(results), args.out / "bandit" / f"{name}.png")
+        if name in COLUMNS:
+            columns[COLUMNS[name]] = results
+        for claim in content["panels"][name]["claims"]:
+            bar.write(f"{name}: {claim['claim']}: {claim['seen']}")
+        bar.update()
+
+    compute(list(args.panels), args.seeds, args.workers, done)
+    bar.close()
+    if len(columns) == len(COLUMNS):
+        save_picture(
+            draw_columns({key: columns[key] for key in COLUMNS.values()}), args.out / "bandit" / "columns.png"
+        )
+    content["panels"] = {name: content["panels"][name] for name in PANELS if name in content["panels"]}
+    content |= {
+        "command": "python " + " ".join([os.path.relpath(sys.argv[0], ROOT), *sys.argv[1:]]),
+        "seconds": round(time.perf_counter() - start, 1),
+        "workers": args.workers,
+        "torch": torch.__version__,
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+    }
+    path.write_text(json.dumps(rounded(content), indent=1) + "\n")
+    print(f"wrote {path} after {content['seconds']:.0f} s")
+
+
+def rounded(x):
+    """Floats to four significant digits."""
+    if isinstance(x, dict):
+        return {key: rounded(value) for key, value in x.items()}
+    if isinstance(x, list):
+        return [rounded(value) for value in x]
+    return float(f"{x:.4g}") if isinstance(x, float) else x
+
+
+if __name__ == "__main__":
+    main()
