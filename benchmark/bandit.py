@@ -118,14 +118,16 @@ class Plane:
 
 
 PLANES = {
-    "grid25": Plane(lambda n, g: mixture(n, g, GRID, GRID_STD), unit=4, box=20, extent=13),
-    "swissroll": Plane(swissroll, unit=4, box=24, extent=16),
-    "8gaussians": Plane(lambda n, g: mixture(n, g, CIRCLE / 2**0.5, 0.5 / 2**0.5), unit=1, box=8, extent=4.5),
-    "swissroll5": Plane(lambda n, g: swissroll(n, g, noise=1.0) / 5, unit=1, box=8, extent=4.5),
-    "checkerboard": Plane(checkerboard, unit=1, box=8, extent=4.5),
-    "2spirals": Plane(spirals, unit=1, box=8, extent=4.5),
-    "rings": Plane(rings, unit=1, box=8, extent=4.5),
-    "moons": Plane(moons, unit=1, box=8, extent=4.5),
+    "grid25": Plane(lambda n, g: mixture(n, g, GRID, GRID_STD), unit=4.0, box=20.0, extent=13.0),
+    "swissroll": Plane(swissroll, unit=4.0, box=24.0, extent=16.0),
+    "8gaussians": Plane(
+        lambda n, g: mixture(n, g, CIRCLE / 2**0.5, 0.5 / 2**0.5), unit=0.5, box=8.0, extent=4.5
+    ),
+    "swissroll5": Plane(lambda n, g: swissroll(n, g, noise=1.0) / 5, unit=0.5, box=8.0, extent=4.5),
+    "checkerboard": Plane(checkerboard, unit=0.5, box=8.0, extent=4.5),
+    "2spirals": Plane(spirals, unit=0.5, box=8.0, extent=4.5),
+    "rings": Plane(rings, unit=0.5, box=8.0, extent=4.5),
+    "moons": Plane(moons, unit=0.5, box=8.0, extent=4.5),
 }
 SRPO_PLANES = ("8gaussians", "swissroll5", "checkerboard", "2spirals", "rings", "moons")
 
@@ -282,13 +284,14 @@ def train_critic(name: str, reward: str, seeds: int, steps: int = CRITIC_STEPS) 
     return losses | {"weights": agent.q.state_dict(), "iterations": steps}
 
 
-def train_policy(denoiser: dict, critic: dict | None, script_name: str, name: str, seeds: int, flags=(),
+def train_policy(denoiser: dict, critic: dict, script_name: str, name: str, seeds: int, flags=(),
                  steps: int = POLICY_STEPS) -> dict:  # fmt: skip
-    """A policy by its script's own train_update; samples [seed, SAMPLES, 2]. No critic: Q = 0."""
+    """A policy by its script's own train_update, with Q = 0 if the critic has no weights; samples
+    [seed, SAMPLES, 2]."""
     script = SCRIPTS[script_name]
     agent = make_agent(script, name, seeds, batch_size=POLICY_BATCH, train_steps=steps, **dict(flags))
     agent.denoiser.load_state_dict(denoiser["weights"])
-    if critic:
+    if "weights" in critic:
         agent.q.load_state_dict(critic["weights"])
     else:
         for param in agent.q.parameters():
@@ -362,10 +365,12 @@ def descend_trust_region(denoiser: Callable, args, max_action: Tensor, start: Te
     return action.detach()
 
 
-def end_on_modes(denoiser: dict, name: str, seeds: int, sigma_data: float = 0.5, steps: int = 400) -> dict:
-    """Theorem 1: 1000 starts all over the plane; where they are after descending L_TR, [seed, 1000, 2]."""
+def end_on_modes(
+    denoiser: dict, name: str, seeds: int, sigma_data: float = 0.5, steps: int = 400, starts: int = 1000
+) -> dict:
+    """Theorem 1: starts all over the plane, and where they are after descending L_TR; [seed, starts, 2]."""
     plane, g = PLANES[name], torch.Generator().manual_seed(1)
-    start = plane.extent / plane.unit * (2 * torch.rand(seeds, 1000, 2, generator=g) - 1)
+    start = plane.extent / plane.unit * (2 * torch.rand(seeds, starts, 2, generator=g) - 1)
     loaded = load_denoiser(name, seeds, denoiser["weights"], sigma_data=sigma_data)
     end = descend_trust_region(*loaded, start, steps)
     return {"start": start * plane.unit, "end": end * plane.unit, "iterations": steps}
@@ -497,7 +502,7 @@ def follow_beta(
     return {"path": path, "ends": ends, "iterations": LEVELS * steps}
 
 
-def regress(name: str, seeds: int, most: float = 1.0, steps: int = 1000) -> dict:
+def regress(name: str, seeds: int, most: float = 1.0, steps: int = 500) -> dict:
     """Forward KL with the same targets: a Gaussian policy by weighted regression, descending
     dtql_gaussian.nll_loss on data drawn with weights exp(β Q). Its mean action for each, [seed, 36, 2]."""
     script, plane, data = dtql_gaussian, PLANES[name], make_data(name)
@@ -544,15 +549,11 @@ def denoiser_job(name: str, seeds: int, *sigma_data: float) -> Job:
 
 
 def policy_job(script: str, name: str, reward: str | None, seeds: int, flags: tuple = ()) -> Job:
-    critic = Job(train_critic, (name, reward, seeds)) if reward else NOTHING
+    critic = Job(train_critic, (name, reward, seeds)) if reward else NO_CRITIC
     return Job(train_policy, (script, name, seeds, flags), (denoiser_job(name, seeds), critic))
 
 
-def nothing() -> dict:
-    return {}
-
-
-NOTHING = Job(nothing, ())
+NO_CRITIC = Job(dict, ())
 
 
 def describe_policy(name: str, samples: Tensor, reward: str | None = None) -> dict:
@@ -642,8 +643,8 @@ def map_panel() -> Panel:
         measure=measure_map,
         claims=tuple(
             (
-                f"{name}: the loss is lower at data than off it, in 95 % of pairs",
-                lambda row, name=name: row[name]["ranked_right"] > 0.95,
+                f"{name}: the loss is lower at data than off it, in 90 % of pairs",
+                lambda row, name=name: row[name]["ranked_right"] > 0.9,
             )
             for name in names
         ),  # fmt: skip
@@ -1003,15 +1004,18 @@ COLUMNS = {"far": ("grid25", "far"), "near": ("grid25", "near"), "hard": ("grid2
            "swiss_near": ("swissroll", "near"), "swiss_far": ("swissroll", "far")}  # fmt: skip
 
 
+def verdict(seen: list[bool]) -> str:
+    """Of a claim, seen or not with each seed."""
+    return "yes" if all(seen) else f"{sum(seen)} of {len(seen)} seeds" if any(seen) else "no"
+
+
 def report(name: str, results: dict, first_seed: int = 1) -> dict:
     """A panel's entry in bandit.json."""
     panel = PANELS[name]
     rows = panel.measure(results)
     claims = []
     for claim, test in panel.claims:
-        seen = [bool(test(row)) for row in rows]
-        verdict = "yes" if all(seen) else f"{sum(seen)} of {len(seen)} seeds" if any(seen) else "no"
-        claims.append({"claim": claim, "seen": verdict})
+        claims.append({"claim": claim, "seen": verdict([test(row) for row in rows])})
     return {
         "figure": panel.figure,
         "claims": claims,
