@@ -314,18 +314,21 @@ def load_denoiser(name: str, seeds: int, weights: dict, **flags):
 
 
 def trust_region(denoiser, args, max_action: Tensor, action: Tensor, draws: int = 64) -> Tensor:
-    """L_TR of each action [seed, n, 2], [seed, n]: the mean over the same `draws` of σ and ε for all."""
+    """L_TR of each action [seed, n, 2], [seed, n]: the mean over the same σ and ε for all of them, `draws` of
+    both in strata of σ, each ε in four directions, so that no direction is preferred."""
     script, (seeds, n, _) = dtql_gaussian, action.shape
     g = torch.Generator().manual_seed(0)
+    rows = lambda *inputs: denoiser(*(x.view(seeds, n, -1) for x in inputs)).view(seeds * n, 1, -1)
+    state = torch.ones(seeds * n, 1, 1)
     total = torch.zeros(seeds, n)
     for i in range(draws):
         u = ((i + torch.rand(1, generator=g)) / draws).expand(seeds * n, 1, 1)
-        eps = torch.randn(2, generator=g).expand(seeds * n, 1, 2)
-        rows = lambda *inputs: denoiser(*(x.view(seeds, n, -1) for x in inputs)).view(seeds * n, 1, -1)
-        state = torch.ones(seeds * n, 1, 1)
-        with torch.no_grad():  # each action as a batch of its own, whose loss is then its own
-            loss = script.denoising_loss(rows, action.reshape(-1, 1, 2), state, u, eps, max_action, args)
-        total += loss.view(seeds, n) / draws
+        x, y = torch.randn(2, generator=g)
+        for eps in ((x, y), (-y, x), (-x, -y), (y, -x)):
+            eps = torch.stack(eps).expand(seeds * n, 1, 2)
+            with torch.no_grad():  # each action as a batch of its own, whose loss is then its own
+                loss = script.denoising_loss(rows, action.reshape(-1, 1, 2), state, u, eps, max_action, args)
+            total += loss.view(seeds, n) / (4 * draws)
     return total
 
 
@@ -335,7 +338,7 @@ def square(extent: float, n: int) -> Tensor:
     return torch.stack(torch.meshgrid(x, x, indexing="xy"), dim=-1).view(-1, 2)
 
 
-def map_trust_region(denoiser: dict, name: str, seeds: int, cells: int = 64) -> dict:
+def map_trust_region(denoiser: dict, name: str, seeds: int, cells: int = 48) -> dict:
     """L_TR over the plane [seed, cells, cells], at data, and at uniform points off it, [seed, 1000] each."""
     plane = PLANES[name]
     loaded = load_denoiser(name, seeds, denoiser["weights"])
@@ -863,8 +866,10 @@ COLORS, POLICY_COLOR, DATA_COLOR = "viridis", "#e5213d", "#9aa3ad"
 SHOWN = 1000  # points of a scatter
 
 
-def canvas(rows: int, columns: int, extent: float | None = None, cell: float = 1.9, titles=(), **options):
-    """A figure of square panels of the action plane, [-extent, extent]²; figure, axes [rows, columns]."""
+def canvas(rows: int, columns: int, extent: float | None = None, cell: float = 1.9, bars=False, titles=()):
+    """A figure of square panels of the action plane, [-extent, extent]²; figure, axes [rows, columns].
+
+    bars: with room for a colour bar beside each."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -872,8 +877,8 @@ def canvas(rows: int, columns: int, extent: float | None = None, cell: float = 1
 
     plt.rcParams.update({"font.size": 8, "axes.titlesize": 8, "axes.linewidth": 0.6, "xtick.major.width": 0.6,
                          "ytick.major.width": 0.6, "axes.titlepad": 4})  # fmt: skip
-    size = (cell * columns + 0.3, (cell + 0.22) * rows + 0.25)
-    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained", **options)
+    size = ((cell + 0.9 * bars) * columns + 0.4, (cell + 0.1) * rows + 0.4)
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
     for ax in axes.flat:
         ax.set_aspect("equal")
         if extent:
@@ -927,15 +932,13 @@ def draw_samples(name: str, reward: str | None, results: dict):
 
 
 def draw_map(results: dict):
-    figure, axes = canvas(1, len(results), cell=2.9, titles=[SHORT[name] for name in results])
+    figure, axes = canvas(1, len(results), cell=2.6, bars=True, titles=[SHORT[name] for name in results])
     for ax, (name, x) in zip(axes.flat, results.items()):
-        from matplotlib.colors import LogNorm
-
         extent = PLANES[name].extent
-        shown = heat(ax, x["map"][0], extent, norm=LogNorm())
-        scatter(ax, make_data(name)[:300], "white", size=1.5)
+        shown = heat(ax, x["map"][0], extent, vmax=x["map"][0].quantile(0.9).item())
+        scatter(ax, make_data(name)[:300], "white", size=2)
         ax.set(xlim=(-extent, extent), ylim=(-extent, extent))
-        figure.colorbar(shown, ax=ax, shrink=0.85, label="$L_{TR}$ (log scale)")
+        figure.colorbar(shown, ax=ax, shrink=0.9, label="$L_{TR}$", extend="max")
     return figure
 
 
