@@ -338,10 +338,10 @@ def square(extent: float, n: int) -> Tensor:
     return torch.stack(torch.meshgrid(x, x, indexing="xy"), dim=-1).view(-1, 2)
 
 
-def map_trust_region(denoiser: dict, name: str, seeds: int, cells: int = 48) -> dict:
+def map_trust_region(denoiser: dict, name: str, seeds: int, sigma_data: float, cells: int = 48) -> dict:
     """L_TR over the plane [seed, cells, cells], at data, and at uniform points off it, [seed, 1000] each."""
     plane = PLANES[name]
-    loaded = load_denoiser(name, seeds, denoiser["weights"])
+    loaded = load_denoiser(name, seeds, denoiser["weights"], sigma_data=sigma_data)
     g = torch.Generator().manual_seed(0)
     anywhere = plane.extent * (2 * torch.rand(8000, 2, generator=g) - 1)
     points = torch.cat([square(plane.extent, cells), make_data(name, 1000, seed=1),
@@ -547,8 +547,8 @@ POLICIES = {  # script and flags of the policies that the columns of Fig. 3 and 
 }
 
 
-def denoiser_job(name: str, seeds: int, *sigma_data: float) -> Job:
-    return Job(train_denoiser, (name, seeds, *sigma_data))
+def denoiser_job(name: str, seeds: int, sigma_data: float = 0.5) -> Job:
+    return Job(train_denoiser, (name, seeds, sigma_data))
 
 
 def policy_job(script: str, name: str, reward: str | None, seeds: int, flags: tuple = ()) -> Job:
@@ -622,35 +622,42 @@ def column(figure: str, name: str, reward: str) -> Panel:
 
 
 # DTQL's Fig. 1
+MAPS = {  # data set, and σ_data in the scripts' units
+    "25 Gaussians, σ_data 1": ("grid25", 0.25),
+    "25 Gaussians, σ_data 2": ("grid25", 0.5),
+    "Swiss roll, σ_data 2": ("swissroll", 0.5),
+}
+
+
 def measure_map(results: dict) -> list[dict]:
     return [
         {
-            name: {
+            key: {
                 "median_on_data": maps["on"][i].median().item(),
                 "median_off_data": maps["off"][i].median().item(),
                 "ranked_right": (maps["on"][i].unsqueeze(1) < maps["off"][i]).float().mean().item(),
             }
-            for name, maps in results.items()
+            for key, maps in results.items()
         }
-        for i in range(len(results["grid25"]["on"]))
+        for i in range(len(next(iter(results.values()))["on"]))
     ]
 
 
 def map_panel() -> Panel:
-    names = ("grid25", "swissroll")
     return Panel(
         figure="DTQL Fig. 1",
         jobs=lambda seeds: {
-            name: Job(map_trust_region, (name, seeds), (denoiser_job(name, seeds),)) for name in names
+            key: Job(map_trust_region, (name, seeds, s), (denoiser_job(name, seeds, s),))
+            for key, (name, s) in MAPS.items()
         },
         measure=measure_map,
         claims=tuple(
             (
-                f"{name}: the loss is lower at data than off it, in 90 % of pairs",
-                lambda row, name=name: row[name]["ranked_right"] > 0.9,
+                f"{key}: the loss is lower at data than off it, in 90 % of pairs",
+                lambda row, key=key: row[key]["ranked_right"] > 0.9,
             )
-            for name in names
-        ),  # fmt: skip
+            for key in MAPS
+        ),
         draw=draw_map,
     )
 
@@ -739,7 +746,7 @@ def measure_theorem(results: dict) -> list[dict]:
             }
             for key, x in results.items()
         }
-        for i in range(len(results["σ_data 2"]["end"]))
+        for i in range(len(next(iter(results.values()))["end"]))
     ]
 
 
@@ -751,23 +758,19 @@ def theorem_panel() -> Panel:
         figure="DTQL Theorem 1",
         jobs=lambda seeds: {
             f"σ_data {label}": Job(end_on_modes, ("grid25", seeds, s), (denoiser_job("grid25", seeds, s),))
-            for label, s in (("2", 0.5), ("7", wide))
+            for label, s in (("1", 0.25), ("2", 0.5), ("7", wide))
         },
         measure=measure_theorem,
-        claims=(
-            (
-                "99 % of starts end within 3 standard deviations of a mode",
-                lambda row: row["σ_data 2"]["on_data"] > 0.99,
-            ),
-            ("Every mode is an end", lambda row: row["σ_data 2"]["modes"] == 25),
-            (
-                "The same with noise as wide as the data: 99 % of starts",
-                lambda row: row["σ_data 7"]["on_data"] > 0.99,
-            ),
-            (
-                "The same with noise as wide as the data: every mode",
-                lambda row: row["σ_data 7"]["modes"] == 25,
-            ),
+        claims=tuple(
+            claim
+            for key in ("σ_data 1", "σ_data 2", "σ_data 7")
+            for claim in (
+                (
+                    f"{key}: 99 % of starts end within 3 standard deviations of a mode",
+                    lambda row, key=key: row[key]["on_data"] > 0.99,
+                ),
+                (f"{key}: every mode is an end", lambda row, key=key: row[key]["modes"] == 25),
+            )
         ),
         draw=draw_theorem,
     )
@@ -877,7 +880,7 @@ def canvas(rows: int, columns: int, extent: float | None = None, cell: float = 1
 
     plt.rcParams.update({"font.size": 8, "axes.titlesize": 8, "axes.linewidth": 0.6, "xtick.major.width": 0.6,
                          "ytick.major.width": 0.6, "axes.titlepad": 4})  # fmt: skip
-    size = ((cell + 0.9 * bars) * columns + 0.4, (cell + 0.1) * rows + 0.4)
+    size = ((cell + 0.6 * bars) * columns + 0.4, (cell + 0.1) * rows + 0.4)
     figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
     for ax in axes.flat:
         ax.set_aspect("equal")
@@ -932,19 +935,21 @@ def draw_samples(name: str, reward: str | None, results: dict):
 
 
 def draw_map(results: dict):
-    figure, axes = canvas(1, len(results), cell=2.6, bars=True, titles=[SHORT[name] for name in results])
-    for ax, (name, x) in zip(axes.flat, results.items()):
+    figure, axes = canvas(1, len(results), cell=1.9, bars=True, titles=results)
+    for ax, (key, x) in zip(axes.flat, results.items()):
+        name, _ = MAPS[key]
         extent = PLANES[name].extent
-        shown = heat(ax, x["map"][0], extent, vmax=x["map"][0].quantile(0.9).item())
-        scatter(ax, make_data(name)[:300], "white", size=2)
+        shown = heat(ax, x["map"][0], extent, vmax=x["map"][0].quantile(0.85).item())
+        scatter(ax, make_data(name)[:300], "white", size=1)
         ax.set(xlim=(-extent, extent), ylim=(-extent, extent))
-        figure.colorbar(shown, ax=ax, shrink=0.9, label="$L_{TR}$", extend="max")
+        bar = figure.colorbar(shown, ax=ax, shrink=0.8, extend="max")
+        bar.ax.set_title("$L_{TR}$", fontsize=7)
     return figure
 
 
 def draw_theorem(results: dict):
-    titles = ["1000 starts", *(f"ends, {key.replace('σ_data', 'noise about')} units" for key in results)]
-    figure, axes = canvas(1, 1 + len(results), PLANES["grid25"].extent, cell=2.2, titles=titles)
+    titles = ["1000 starts", *(f"ends, {key}" for key in results)]
+    figure, axes = canvas(1, 1 + len(results), PLANES["grid25"].extent, cell=1.8, titles=titles)
     clouds = [next(iter(results.values()))["start"], *(x["end"] for x in results.values())]
     for ax, cloud in zip(axes.flat, clouds):
         scatter(ax, make_data("grid25"), DATA_COLOR, size=1)
