@@ -881,7 +881,9 @@ def canvas(rows: int, columns: int, extent: float | None = None, cell: float = 1
     plt.rcParams.update({"font.size": 8, "axes.titlesize": 8, "axes.linewidth": 0.6, "xtick.major.width": 0.6,
                          "ytick.major.width": 0.6, "axes.titlepad": 4})  # fmt: skip
     size = ((cell + 0.6 * bars) * columns + 0.4, (cell + 0.1) * rows + 0.4)
-    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(
+        rows, columns, figsize=size, squeeze=False, sharey="row", layout="constrained"
+    )
     for ax in axes.flat:
         ax.set_aspect("equal")
         if extent:
@@ -907,17 +909,19 @@ def heat(ax, values: Tensor, extent: float, **options):
 def draw_columns(columns: dict):
     """columns: results of a column's policies by (data set, reward). A row of panels for each, of seed 1."""
     titles = ["data by reward", *(policy.replace(", ", ",\n") for policy in POLICIES)]
-    figure, axes = canvas(len(columns), 1 + len(POLICIES), cell=1.55, titles=titles)
+    figure, axes = canvas(len(columns), 1 + len(POLICIES), cell=1.45, titles=titles)
     for row, ((name, reward), results) in zip(axes, columns.items()):
         extent, data = PLANES[name].extent, make_data(name)
         value = reward_of(reward, name, data)
         for ax, policy in zip(row, [None, *POLICIES]):
-            shown = scatter(ax, data, value[:SHOWN], cmap=COLORS, alpha=None if policy is None else 0.35)
+            cloud = scatter(ax, data, value[:SHOWN], cmap=COLORS, alpha=0.35 if policy else 1)
             if policy:
                 scatter(ax, results[policy]["samples"][0].clamp(-extent, extent), POLICY_COLOR, size=3)
-            ax.set(xlim=(-extent, extent), ylim=(-extent, extent), aspect="equal")
+            else:
+                reward_scale = cloud
+            ax.set(xlim=(-extent, extent), ylim=(-extent, extent))
         row[0].set_ylabel(f"{SHORT[name]}, {reward}\naction 2")
-        figure.colorbar(shown, ax=row[-1], shrink=0.85, label="reward")
+        figure.colorbar(reward_scale, ax=row[-1], shrink=0.75, label="reward")
     return figure
 
 
@@ -1065,10 +1069,17 @@ def compute(panels: list[str], seeds: int, workers: int, done: Callable) -> None
 
 
 def table(content: dict) -> str:
-    """What docs/bandit.md says of each claim."""
+    """What docs/bandit.md shows: each claim, then each panel's numbers of every seed."""
     lines = ["| panel | figure | claim | seen |", "|---|---|---|---|"]
     for name, panel in content["panels"].items():
         lines += [f"| {name} | {panel['figure']} | {x['claim']} | {x['seen']} |" for x in panel["claims"]]
+    lines += ["", "| panel | of | seeds 1, 2, ... |", "|---|---|---|"]
+    for name, panel in content["panels"].items():
+        rows = [{key: x for key, x in row.items() if key != "seed"} for row in panel["seeds"]]
+        for key, first in rows[0].items():
+            groups = [row[key] if isinstance(first, dict) else {key: row[key]} for row in rows]
+            numbers = (f"{label} {', '.join(f'{x[label]:.3g}' for x in groups)}" for label in groups[0])
+            lines.append(f"| {name} | {key} | {'; '.join(numbers)} |")
     return "\n".join(lines)
 
 
@@ -1121,6 +1132,7 @@ def main() -> None:
     if len(columns) == len(COLUMNS):
         ordered = {key: columns[key] for key in COLUMNS.values()}
         save_picture(draw_columns(ordered), args.out / "bandit" / "columns.png")
+    print(table(json.loads(path.read_text())))
     print(f"wrote {path} and its pictures after {time.perf_counter() - start:.0f} s")
 
 
