@@ -1129,9 +1129,10 @@ def main() -> None:
 
     compute(list(args.panels), args.seeds, args.workers, done)
     bar.close()
-    if len(columns) == len(COLUMNS):
-        ordered = {key: columns[key] for key in COLUMNS.values()}
-        save_picture(draw_columns(ordered), args.out / "bandit" / "columns.png")
+    for stem, names in {"columns": tuple(COLUMNS), "overview": ("near", "swiss_far")}.items():
+        if all(COLUMNS[name] in columns for name in names):
+            rows = {COLUMNS[name]: columns[COLUMNS[name]] for name in names}
+            save_picture(draw_columns(rows), args.out / "bandit" / f"{stem}.png")
     print(table(json.loads(path.read_text())))
     print(f"wrote {path} and its pictures after {time.perf_counter() - start:.0f} s")
 
