@@ -886,6 +886,7 @@ def canvas(rows: int, columns: int, extent: float | None = None, cell: float = 1
     )
     for ax in axes.flat:
         ax.set_aspect("equal")
+        ax.locator_params(nbins=4)
         if extent:
             ax.set(xlim=(-extent, extent), ylim=(-extent, extent))
     for ax in axes[-1]:
