@@ -338,10 +338,10 @@ def square(extent: float, n: int) -> Tensor:
     return torch.stack(torch.meshgrid(x, x, indexing="xy"), dim=-1).view(-1, 2)
 
 
-def map_trust_region(denoiser: dict, name: str, seeds: int, sigma_data: float, cells: int = 48) -> dict:
+def map_trust_region(denoiser: dict, name: str, seeds: int, cells: int = 48) -> dict:
     """L_TR over the plane [seed, cells, cells], at data, and at uniform points off it, [seed, 1000] each."""
     plane = PLANES[name]
-    loaded = load_denoiser(name, seeds, denoiser["weights"], sigma_data=sigma_data)
+    loaded = load_denoiser(name, seeds, denoiser["weights"])
     g = torch.Generator().manual_seed(0)
     anywhere = plane.extent * (2 * torch.rand(8000, 2, generator=g) - 1)
     points = torch.cat([square(plane.extent, cells), make_data(name, 1000, seed=1),
@@ -470,10 +470,8 @@ class DistanceQ(nn.Module):
 LEVELS = 20  # of 1/β
 
 
-def follow_beta(
-    denoiser: dict, name: str, seeds: int, most: float = 1.0, draws: int = 16, steps: int = 40
-) -> dict:
-    """The policy π for each a_tar of a 6 × 6 grid as 1/β grows from 0, where π = a_tar, to `most`, by
+def follow_beta(denoiser: dict, name: str, seeds: int, draws: int = 16, steps: int = 40) -> dict:
+    """The policy π for each a_tar of a 6 × 6 grid as 1/β grows from 0, where π = a_tar, to 1, by
     srpo.policy_update; path [seed, LEVELS + 1, 36, 2], and the log-density of its two ends [seed, 2, 36]."""
     plane = PLANES[name]
     denoise, _, max_action = load_denoiser(name, seeds, denoiser["weights"])
@@ -492,7 +490,7 @@ def follow_beta(
     g, obs = torch.Generator().manual_seed(0), torch.ones(seeds, draws * target.shape[1], 1)
     path = [target]
     for level in range(1, LEVELS + 1):
-        args.beta = LEVELS / (level * most)
+        args.beta = LEVELS / level
         mean = torch.zeros_like(target)
         for step in range(steps):
             u, eps = torch.rand(1, *obs.shape, generator=g), torch.randn(1, *obs.shape[:2], 2, generator=g)
@@ -505,12 +503,12 @@ def follow_beta(
     return {"path": path, "ends": ends, "iterations": LEVELS * steps}
 
 
-def regress(name: str, seeds: int, most: float = 1.0, steps: int = 500) -> dict:
+def regress(name: str, seeds: int, steps: int = 500) -> dict:
     """Forward KL with the same targets: a Gaussian policy by weighted regression, descending
-    dtql_gaussian.nll_loss on data drawn with weights exp(β Q). Its mean action for each, [seed, 36, 2]."""
+    dtql_gaussian.nll_loss on data drawn with weights exp(β Q), β = 1; its mean actions [seed, 36, 2]."""
     script, plane, data = dtql_gaussian, PLANES[name], make_data(name)
     target = square(plane.extent, 6)
-    weights = (-torch.cdist(target, data).square() / most).softmax(dim=1)  # [36, N]
+    weights = (-torch.cdist(target, data).square()).softmax(dim=1)  # [36, N]
     state = torch.eye(len(target)).expand(seeds, -1, -1)  # which target, one-hot
     with small_networks(script):
         agent = script.Agent(len(target), [plane.box / plane.unit] * 2, make_args(script, seeds), CPU)
@@ -622,11 +620,7 @@ def column(figure: str, name: str, reward: str) -> Panel:
 
 
 # DTQL's Fig. 1
-MAPS = {  # data set, and σ_data in the scripts' units
-    "25 Gaussians, σ_data 1": ("grid25", 0.25),
-    "25 Gaussians, σ_data 2": ("grid25", 0.5),
-    "Swiss roll, σ_data 2": ("swissroll", 0.5),
-}
+MAPS = ("grid25", "swissroll")
 
 
 def measure_map(results: dict) -> list[dict]:
@@ -647,8 +641,7 @@ def map_panel() -> Panel:
     return Panel(
         figure="DTQL Fig. 1",
         jobs=lambda seeds: {
-            key: Job(map_trust_region, (name, seeds, s), (denoiser_job(name, seeds, s),))
-            for key, (name, s) in MAPS.items()
+            name: Job(map_trust_region, (name, seeds), (denoiser_job(name, seeds),)) for name in MAPS
         },
         measure=measure_map,
         claims=tuple(
@@ -869,10 +862,18 @@ COLORS, POLICY_COLOR, DATA_COLOR = "viridis", "#e5213d", "#9aa3ad"
 SHOWN = 1000  # points of a scatter
 
 
-def canvas(rows: int, columns: int, extent: float | None = None, cell: float = 1.9, bars=False, titles=()):
+def canvas(
+    rows: int,
+    columns: int,
+    extent: float | None = None,
+    cell: float = 1.9,
+    bars=False,
+    share="row",
+    titles=(),
+):
     """A figure of square panels of the action plane, [-extent, extent]²; figure, axes [rows, columns].
 
-    bars: with room for a colour bar beside each."""
+    bars: with room for a colour bar beside each. share: which axes have one scale of y."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -882,7 +883,7 @@ def canvas(rows: int, columns: int, extent: float | None = None, cell: float = 1
                          "ytick.major.width": 0.6, "axes.titlepad": 4})  # fmt: skip
     size = ((cell + 0.6 * bars) * columns + 0.4, (cell + 0.1) * rows + 0.4)
     figure, axes = plt.subplots(
-        rows, columns, figsize=size, squeeze=False, sharey="row", layout="constrained"
+        rows, columns, figsize=size, squeeze=False, sharey=share, layout="constrained"
     )
     for ax in axes.flat:
         ax.set_aspect("equal")
@@ -940,11 +941,10 @@ def draw_samples(name: str, reward: str | None, results: dict):
 
 
 def draw_map(results: dict):
-    figure, axes = canvas(1, len(results), cell=1.9, bars=True, titles=results)
-    for ax, (key, x) in zip(axes.flat, results.items()):
-        name, _ = MAPS[key]
+    figure, axes = canvas(1, len(results), cell=2.4, bars=True, share=False, titles=results)
+    for ax, (name, x) in zip(axes.flat, results.items()):
         extent = PLANES[name].extent
-        shown = heat(ax, x["map"][0], extent, vmax=x["map"][0].quantile(0.85).item())
+        shown = heat(ax, x["map"][0], extent, vmax=x["map"][0].quantile(0.9).item())
         scatter(ax, make_data(name)[:300], "white", size=1)
         ax.set(xlim=(-extent, extent), ylim=(-extent, extent))
         bar = figure.colorbar(shown, ax=ax, shrink=0.8, extend="max")

@@ -55,7 +55,7 @@ def test_theorem_1_panel(exact):
 def test_trust_region_map_panel(exact):
     """The loss of the exact denoiser at data, and half-way between means over that. With σ² in place of σ the
     ratio is 3.3, with its square root 1.1, with a constant σ = 0.5 1.4, with σ = 5 0.6."""
-    maps = bandit.map_trust_region({"weights": None}, "grid25", 1, 0.5, cells=5)
+    maps = bandit.map_trust_region({"weights": None}, "grid25", 1, cells=5)
     (numbers,) = bandit.measure_map({"exact": maps})
     assert numbers["exact"]["ranked_right"] > 0.9
     assert maps["on"].mean().item() == pytest.approx(2.08, abs=0.1)
