@@ -467,12 +467,13 @@ class DistanceQ(nn.Module):
         return q.unsqueeze(1).expand(-1, 2, -1)
 
 
-LEVELS = 20  # of 1/β
+LEVELS = [(i + 1) / 10 for i in range(10)] + [i + 1.0 for i in range(1, 10)]  # of 1/β: to 1, and on to 10
+AT_ONE = 10  # where a path, which starts with 1/β = 0, has 1/β = 1
 
 
 def follow_beta(denoiser: dict, name: str, seeds: int, draws: int = 16, steps: int = 40) -> dict:
-    """The policy π for each a_tar of a 6 × 6 grid as 1/β grows from 0, where π = a_tar, to 1, by
-    srpo.policy_update; path [seed, LEVELS + 1, 36, 2], and the log-density of its two ends [seed, 2, 36]."""
+    """The policy π for each a_tar of a 6 × 6 grid as 1/β grows from 0, where π = a_tar, over LEVELS, by
+    srpo.policy_update; path [seed, 1 + level, 36, 2], its log-density at 1/β = 0, 1, 10 [seed, 3, 36]."""
     plane = PLANES[name]
     denoise, _, max_action = load_denoiser(name, seeds, denoiser["weights"])
     args = make_args(srpo, seeds)
@@ -489,8 +490,8 @@ def follow_beta(denoiser: dict, name: str, seeds: int, draws: int = 16, steps: i
     )
     g, obs = torch.Generator().manual_seed(0), torch.ones(seeds, draws * target.shape[1], 1)
     path = [target]
-    for level in range(1, LEVELS + 1):
-        args.beta = LEVELS / level
+    for level in LEVELS:
+        args.beta = 1 / level
         mean = torch.zeros_like(target)
         for step in range(steps):
             u, eps = torch.rand(1, *obs.shape, generator=g), torch.randn(1, *obs.shape[:2], 2, generator=g)
@@ -499,16 +500,17 @@ def follow_beta(denoiser: dict, name: str, seeds: int, draws: int = 16, steps: i
                 mean += policy.action.detach() / (steps - steps // 2)
         path.append(mean)
     path = torch.stack(path, dim=1) * plane.unit
-    ends = srpo_log_density(denoiser["weights"], name, path[:, [0, -1]].flatten(1, 2)).view(seeds, 2, -1)
-    return {"path": path, "ends": ends, "iterations": LEVELS * steps}
+    ends = srpo_log_density(denoiser["weights"], name, path[:, [0, AT_ONE, -1]].flatten(1, 2))
+    ends = ends.view(seeds, 3, -1)
+    return {"path": path, "ends": ends, "iterations": len(LEVELS) * steps}
 
 
 def regress(name: str, seeds: int, steps: int = 500) -> dict:
     """Forward KL with the same targets: a Gaussian policy by weighted regression, descending
-    dtql_gaussian.nll_loss on data drawn with weights exp(β Q), β = 1; its mean actions [seed, 36, 2]."""
+    dtql_gaussian.nll_loss on data drawn with weights exp(β Q), 1/β = 10; its mean actions [seed, 36, 2]."""
     script, plane, data = dtql_gaussian, PLANES[name], make_data(name)
     target = square(plane.extent, 6)
-    weights = (-torch.cdist(target, data).square()).softmax(dim=1)  # [36, N]
+    weights = (-torch.cdist(target, data).square() / LEVELS[-1]).softmax(dim=1)  # [36, N]
     state = torch.eye(len(target)).expand(seeds, -1, -1)  # which target, one-hot
     with small_networks(script):
         agent = script.Agent(len(target), [plane.box / plane.unit] * 2, make_args(script, seeds), CPU)
@@ -795,14 +797,16 @@ def srpo_panels() -> dict[str, Panel]:
     def measure_path(results: dict) -> list[dict]:
         def numbers(name: str, i: int) -> dict:
             x = results[f"{name} path"]
-            path, (start, end) = x["path"][i], x["ends"][i]  # [level, 36, 2], [36] each
+            path, (start, one, end) = x["path"][i], x["ends"][i]  # [level, 36, 2], [36] each
             return {
                 "on_data_at_0": on(name, path[0]),
-                "on_data_at_1": on(name, path[-1]),
+                "on_data_at_1": on(name, path[AT_ONE]),
+                "on_data_at_10": on(name, path[-1]),
                 "log_density_at_0": start.mean().item(),
-                "log_density_at_1": end.mean().item(),
-                "denser": (end >= start).float().mean().item(),
-                "moved": (path[-1] - path[0]).norm(dim=1).mean().item(),
+                "log_density_at_1": one.mean().item(),
+                "log_density_at_10": end.mean().item(),
+                "denser_at_1": (one >= start).float().mean().item(),
+                "denser_at_10": (end >= start).float().mean().item(),
             }
 
         seeds = len(results["rings"]["map"])
@@ -839,8 +843,13 @@ def srpo_panels() -> dict[str, Panel]:
             jobs=lambda seeds: density(seeds) | paths(seeds),
             measure=measure_path,
             claims=(
-                ("As 1/β grows, 90 % of π move to denser places", every(lambda x: x["denser"] >= 0.9)),
+                (
+                    "From 1/β = 0 to 1, 90 % of π move to denser places",
+                    every(lambda x: x["denser_at_1"] >= 0.9),
+                ),
+                ("From 1/β = 0 to 10, 90 % of π do", every(lambda x: x["denser_at_10"] >= 0.9)),
                 *each("at 1/β = 1, 90 % of π are on the data", lambda x: x["on_data_at_1"] >= 0.9),
+                *each("at 1/β = 10, 90 % of π are on the data", lambda x: x["on_data_at_10"] >= 0.9),
             ),
             draw=draw_paths,
         ),
@@ -979,6 +988,7 @@ def draw_paths(results: dict):
         heat(ax, density, PLANES[name].extent, vmax=density.quantile(0.995).item())
         ax.plot(*path.permute(2, 0, 1), color=POLICY_COLOR, linewidth=0.9)
         scatter(ax, path[0], "white", size=5)
+        scatter(ax, path[AT_ONE], "#f6a2ae", size=6)
         scatter(ax, path[-1], POLICY_COLOR, size=9)
     return figure
 
