@@ -27,7 +27,6 @@ paper does not say.
 import contextlib
 import copy
 import difflib
-import functools
 import hashlib
 import http.client
 import importlib.metadata
@@ -45,11 +44,12 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import typing
 import urllib.request
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -160,7 +160,8 @@ def adjust_reward(env_id: str, reward: np.ndarray, returns: np.ndarray) -> np.nd
 
 # --------------------------------------------------------------------------------------------- flags' values
 def fail(message: str, code: int = 2) -> typing.NoReturn:
-    """Ends with one line on stderr. Code 2: bad input; 3: a loss is not finite; 130: interrupted."""
+    """Ends with one line on stderr. Code 2: bad input; 1: an evaluation process died; 3: a loss is not finite;
+    130: interrupted."""
     print(f"{Path(__file__).name}: {' '.join(message.split())}", file=sys.stderr)
     raise SystemExit(code)
 
@@ -181,8 +182,9 @@ def choose_device(args: Args) -> torch.device:
 
 def check_limits(args: Args) -> None:
     for name, (low, high) in LIMITS.items():
-        if not low <= getattr(args, name) <= high:
-            fail(f"--{name.replace('_', '-')} is {getattr(args, name)}; it must be from {low} to {high}")
+        value = getattr(args, name)
+        if value is not None and not low <= value <= high:
+            fail(f"--{name.replace('_', '-')} is {value}; it must be from {low} to {high}")
 
 
 def resolve(args: Args) -> torch.device:
@@ -198,20 +200,12 @@ def resolve(args: Args) -> torch.device:
         args.checkpoint_every = args.eval_every
     device = choose_device(args)
     args.device = str(device)
-    choose_eval_workers(args, device)
     check_limits(args)
     if args.sigma_min >= args.sigma_max:
         fail(f"--sigma-min {args.sigma_min} is not below --sigma-max {args.sigma_max}")
     if args.resume and not args.run_dir:
         fail("--resume needs --run-dir, the directory of the run to continue")
     return device
-
-
-def choose_eval_workers(args: Args, device: torch.device) -> None:
-    if args.eval_workers is None:
-        threads = torch.get_num_threads()  # what the user grants this run, by OMP_NUM_THREADS
-        beside_gpu = len(os.sched_getaffinity(0))
-        args.eval_workers = beside_gpu if device.type == "cuda" else threads if threads > 1 else 0
 
 
 def choose_compile(args: Args, device: torch.device) -> None:
@@ -431,12 +425,11 @@ def load_minari(dataset_id: str) -> tuple:
     path, space = Path(dataset.storage.data_path), dataset.action_space
     if not isinstance(space, gym.spaces.Box) or not np.array_equal(space.low, -space.high):
         fail(f"{dataset_id}: needs continuous actions bounded symmetrically about 0, has {space}")
-    if not dataset_id.startswith("local/"):
-        print(f"{dataset_id}: Minari's data and environment, scores not comparable with D4RL's")
     returns, end, dims, transitions = [], 0, [0] * 5, np.empty((0, 0), np.float32)
     try:
         for episode in dataset:
-            obs, action = flatten(dataset.observation_space, episode.observations), episode.actions
+            obs = flatten(dataset.observation_space, episode.observations)
+            action = flatten(space, episode.actions)
             if not returns:
                 dims, transitions = allocate(dataset.total_steps, obs, action)
             start, end = end, end + len(action)
@@ -445,7 +438,7 @@ def load_minari(dataset_id: str) -> tuple:
             returns.append(np.sum(episode.rewards))
     except Exception as error:  # whatever h5py raises on a damaged file
         fail(f"{path} is truncated or not a Minari dataset ({error}); remove it to fetch it again")
-    return path, space.high, np.array(returns), np.arange(end), dims, transitions[:end]
+    return path, space.high.ravel(), np.array(returns), np.arange(end), dims, transitions[:end]
 
 
 def flatten(space, obs) -> np.ndarray:
@@ -477,11 +470,18 @@ def load_task(env_id: str) -> Task:
         dataset = open_minari(env_id)
         reference = [dataset.storage.metadata.get(key) for key in ("ref_min_score", "ref_max_score")]
         make, options = dataset.recover_environment, {"eval_env": True}
-        if "gymnasium_robotics.envs.maze.ant_maze" in str(dataset.env_spec.entry_point):
+        spec = dataset.env_spec
+        if spec is None:
+            fail(f"{env_id} does not say what environment it is of; do not evaluate: --eval-episodes 0")
+        if "gymnasium_robotics.envs.maze.ant_maze" in str(spec.entry_point):
             # The data's maze (Minari's own one to evaluate umaze in is mirrored), and an end at the goal.
-            options |= {"maze_map": dataset.env_spec.kwargs["maze_map"], "continuing_task": False}
+            options |= {"maze_map": spec.kwargs["maze_map"], "continuing_task": False}
+        if spec.id in [gym_id for gym_id, *_ in D4RL_TASKS.values()] or "d4rl_envs" in str(spec.entry_point):
+            label = "score"
+        else:
+            label = "Minari score"
+            print(f"{env_id}: evaluated in Minari's {spec.id}, scores are not comparable with D4RL's")
         space = dataset.observation_space  # Minari sorts the keys of a Dict; the live environment may not
-        label = "score" if env_id.startswith("local/") else "Minari score"
     else:
         gym_id, *reference = D4RL_TASKS[env_id.partition("-")[0]]
         make, options, label = gym.make, {"id": gym_id.format(env_id)}, "score"
@@ -913,24 +913,19 @@ def choose_action(agent: Agent, obs: Tensor, noise: Tensor, u: Tensor) -> Tensor
     return action.take_along_dim(choice[:, :, None, None], dim=2)[:, :, 0]  # [seed, episode, action_dim]
 
 
-def evaluate(
-    agent: Agent, make_env: Callable, episodes: int, num_envs=10, waiting=None, stop: Callable = bool
-):
-    """Returns and lengths, [seed, episode] each; None if stop() turned true. Episode i of a seed starts and
-    draws as (seed, i) alone says, in any number of environments, and counts once, whatever its length.
-
-    waiting: for each seed, the episodes to play; 0 is returned for the others. None: all of them.
-    """
-    seeds = seeds_of(agent.args)
-    idle = [[make_env(seed) for _ in range(min(num_envs, episodes))] for seed in seeds]
-    waiting = waiting or [iter(range(episodes)) for _ in seeds]
-    running: list[list[Episode]] = [[] for _ in seeds]
+def evaluate(agent: Agent, make_env: Callable, episodes: Iterable[int], num_envs=10, stop=lambda: False):
+    """Returns and lengths of these episodes, [seed, episode] each; None if stop() turned true. Episode i of a
+    seed starts and draws as (seed, i) alone says, in any number of environments, and counts once."""
+    seeds, episodes = seeds_of(agent.args), list(episodes)
+    idle = [[make_env() for _ in episodes[:num_envs]] for _ in seeds]
     envs = list(itertools.chain(*idle))
-    returns, lengths = np.zeros((len(seeds), episodes)), np.zeros((len(seeds), episodes), int)
+    waiting, running = [list(reversed(episodes)) for _ in seeds], [[] for _ in seeds]
+    results = [{} for _ in seeds]
     while not (stopped := stop()):
         for i, seed in enumerate(seeds):
-            while idle[i] and (index := next(waiting[i], None)) is not None:
-                env, episode_seed = idle[i].pop(), derive_seed(seed, 2, index)
+            while idle[i] and waiting[i]:
+                env, index = idle[i].pop(), waiting[i].pop()
+                episode_seed = derive_seed(seed, 2, index)
                 generator = torch.Generator(agent.max_action.device).manual_seed(episode_seed)
                 running[i].append(Episode(index, env, env.reset(seed=episode_seed)[0], generator))
         if not any(running):
@@ -943,84 +938,91 @@ def evaluate(
                 episode.total += float(reward)
                 episode.length += 1
                 if terminated or truncated:
-                    returns[i, episode.index], lengths[i, episode.index] = episode.total, episode.length
+                    results[i][episode.index] = episode.total, episode.length
                     idle[i].append(episode.env)
                 else:
                     running[i].append(episode)
     for env in envs:
         env.close()
-    return None if stopped else (returns, lengths)
+    if stopped:
+        return None
+    return tuple(np.array([[row[index][k] for index in episodes] for row in results]) for k in range(2))
 
 
-def serve(connection, taken, args: Args) -> None:
-    """A worker process: evaluates the saved agents whose paths arrive, until the other end is closed.
+def evaluate_saved(path: Path, args: Args, task: Task, share: int, shares: int, stop: Callable):
+    """evaluate() of every shares-th episode of the agent that save_model wrote."""
+    device = torch.device(args.device)
+    agent = load_agent(load_model(path, device), args, device)
+    num_envs = 1 if device.type == "cpu" else 10  # several at a time save launches, and nothing on a CPU
+    return evaluate(agent, task.make_env, range(share, args.eval_episodes, shares), num_envs, stop)
 
-    taken: of each seed, how many episodes any worker has begun. Who gets free begins the next one.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that trains
+
+def serve(connection, args: Args, share: int, shares: int) -> None:
+    """A worker process: evaluates its share of the episodes for each path that arrives, until the other end
+    is closed, which also stops an evaluation."""
     torch.set_num_threads(1)
-    task, device = load_task(args.env_id), choose_device(args)
-    # More than one environment at a time saves launches on a GPU and nothing on a CPU (act).
-    num_envs = 1 if device.type == "cpu" else math.ceil(args.eval_episodes / args.eval_workers)
-
-    def begin(i: int) -> int | None:
-        with taken.get_lock():
-            taken[i] += 1
-            return taken[i] - 1 if taken[i] <= args.eval_episodes else None
-
-    with contextlib.suppress(EOFError, BrokenPipeError):
+    choose_device(args)
+    task = load_task(args.env_id)
+    with contextlib.suppress(EOFError, OSError):
         while True:
-            agent = load_agent(load_model(Path(connection.recv()), device), args, device)
-            waiting = [iter(functools.partial(begin, i), None) for i in range(args.num_seeds)]
-            make_env = lambda seed: task.make_env()
-            connection.send(evaluate(agent, make_env, args.eval_episodes, num_envs, waiting, connection.poll))
+            connection.send(evaluate_saved(connection.recv(), args, task, share, shares, connection.poll))
 
 
 class Evaluator:
-    """Evaluates in place, or a copy of the agent in --eval-workers processes while its training goes on.
-    Either way the returns are the same; on a GPU up to the rounding of products of another size."""
+    """Evaluates saved agents: in place, or in processes of its own, beside training if there are any and
+    either they were asked for or training is on a GPU. The returns are the same; on a GPU up to rounding."""
 
-    def __init__(self, agent: Agent, task: Task):
-        self.agent, self.task, args = agent, task, agent.args
-        # Beside training only where it takes no core from it; else training waits.
-        free_cores = len(os.sched_getaffinity(0)) - torch.get_num_threads()
-        on_gpu = agent.max_action.is_cuda
-        self.beside = args.eval_workers > 0 and (on_gpu or args.eval_workers <= free_cores)
+    def __init__(self, args: Args, task: Task):
+        self.args, self.task, self.workers, self.path = args, task, [], None
+        on_gpu, threads = args.device.startswith("cuda"), torch.get_num_threads()
+        count = args.eval_workers
+        if (
+            count is None
+        ):  # threads: what OMP_NUM_THREADS grants; each process on a GPU takes some memory there
+            count = min(threads, 8) if on_gpu else threads if threads > 1 else 0
+        count = min(count, args.eval_episodes)
+        self.beside = count > 0 and (on_gpu or args.eval_workers is not None)
         context = multiprocessing.get_context("spawn")  # a fork would share the state of CUDA and of threads
-        count = min(args.eval_workers, args.eval_episodes)
-        self.taken, self.workers = context.Array("i", args.num_seeds) if count else [], []
-        for _ in range(count):
+        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which they inherit: Ctrl-C is not for them
+        for share in range(count):
             mine, other = context.Pipe()
-            context.Process(target=serve, args=(other, self.taken, args), daemon=True).start()
+            context.Process(target=serve, args=(other, args, share, count), daemon=True).start()
             other.close()
             self.workers.append(mine)
+        signal.signal(signal.SIGINT, handler)
 
     def start(self, path: Path) -> None:
-        """path: the agent as save_model wrote it, for the workers."""
-        self.taken[:] = [0] * len(self.taken)
-        for connection in self.workers:
-            connection.send(str(path))
+        self.path = path
+        with self.alive():
+            for connection in self.workers:
+                connection.send(path)
 
     def ready(self) -> bool:
         return all(connection.poll() for connection in self.workers)
 
-    def finish(self, stop: Callable = bool):
-        """What evaluate() returns; waits for it."""
+    def finish(self, stop=lambda: False):
+        """What evaluate() returns of all episodes; waits for it."""
         if not self.workers:
-            make_env = lambda seed: self.task.make_env()
-            return evaluate(self.agent, make_env, self.agent.args.eval_episodes, stop=stop)
-        parts, waiting = [], list(self.workers)
-        while waiting and not stop():
-            for connection in multiprocessing.connection.wait(waiting, timeout=0.1):
-                waiting.remove(connection)
-                try:
-                    parts.append(connection.recv())
-                except (EOFError, OSError):
-                    fail("an evaluation process died, as it says above or for lack of memory; resume with "
-                         "a smaller --eval-workers", code=1)  # fmt: skip
-        if waiting:
-            return None
-        return tuple(map(sum, zip(*parts)))  # each episode was played by one of them
+            return evaluate_saved(self.path, self.args, self.task, 0, 1, stop)
+        returns = np.zeros((self.args.num_seeds, self.args.eval_episodes))
+        lengths, waiting = np.zeros_like(returns, int), list(self.workers)
+        while waiting:
+            if stop():
+                return None
+            with self.alive():
+                for connection in multiprocessing.connection.wait(waiting, timeout=0.1):
+                    share = slice(self.workers.index(connection), None, len(self.workers))
+                    returns[:, share], lengths[:, share] = connection.recv()
+                    waiting.remove(connection)
+        return returns, lengths
+
+    @contextlib.contextmanager
+    def alive(self):
+        try:
+            yield
+        except (EOFError, OSError):
+            fail("an evaluation process died, as it says above or for lack of memory; resume with a smaller "
+                 "--eval-workers", code=1)  # fmt: skip
 
 
 def record_video(agent: Agent, task: Task, run_dir: Path) -> None:
@@ -1030,8 +1032,9 @@ def record_video(agent: Agent, task: Task, run_dir: Path) -> None:
     if "DISPLAY" not in os.environ:
         os.environ.setdefault("MUJOCO_GL", "egl")  # MuJoCo's default needs a screen
     try:
-        evaluate(agent, lambda seed: gym.wrappers.RecordVideo(
-            task.make_env("rgb_array"), str(run_dir), name_prefix=f"seed{seed}"), 1)  # fmt: skip
+        seeds = iter(seeds_of(agent.args))  # evaluate() makes one environment for each, in this order
+        evaluate(agent, lambda: gym.wrappers.RecordVideo(
+            task.make_env("rgb_array"), str(run_dir), name_prefix=f"seed{next(seeds)}"), [0])  # fmt: skip
     except Exception as error:  # OpenGL and ffmpeg fail in many ways; the run itself is complete
         fail(f"no video ({str(error)[:200]}); set MUJOCO_GL to egl, osmesa or glfw, as the machine has")
 
@@ -1079,6 +1082,11 @@ def load_model(path: Path, device: torch.device) -> dict:
     return saved
 
 
+def saved_args(config: dict) -> Args:
+    """The arguments in a config; flags that were not there yet have their defaults."""
+    return Args(**{name: config[name] for name in asdict(Args()).keys() & config.keys()})
+
+
 def load_agent(saved: dict, args: Args, device: torch.device) -> Agent:
     """The agent in what load_model returned."""
     agent = Agent(saved["config"]["obs_dim"], saved["max_action"], args, device)
@@ -1114,6 +1122,7 @@ def open_run(args: Args, dataset: Dataset) -> tuple[Path, dict]:
             old = json.loads((run_dir / "config.json").read_text())
         except ValueError:
             fail(f"{run_dir}/config.json is not a run's; choose another --run-dir")
+        old = asdict(saved_args(old)) | old
         fixed = ["script", "dataset_sha256", *(name for name in asdict(args) if name not in MAY_CHANGE)]
         differ = [f"{k} ({old.get(k)}, now {config[k]})" for k in fixed if old.get(k) != config[k]]
         if differ:
@@ -1169,7 +1178,8 @@ def train(args: Args) -> None:
     # All that changes during a run beside networks, optimisers and generators. totals: of each phase, the sum
     # of each loss [seed] since step `logged`; history: score or return [seed, episode] of each evaluation.
     state = {"step": 0, "logged": 0, "logged_seconds": 0.0, "evaluated": 0, "train_seconds": 0.0,
-             "eval_seconds": 0.0, "metrics_bytes": 0, "totals": {}, "history": []}  # fmt: skip
+             "eval_seconds": 0.0, "metrics_bytes": 0, "totals": {}, "history": [],
+             "evaluating": None}  # fmt: skip
     if (run_dir / "checkpoint.pt").exists():
         saved = load_model(run_dir / "checkpoint.pt", device)
         agent.load_state_dict(saved["agent"])
@@ -1204,25 +1214,23 @@ def train(args: Args) -> None:
             }
             wandb.log(named | {"step": step})
 
+    def snapshot(step: int) -> Path:
+        """The agent that an evaluation is of. It stays until a checkpoint does not need it any more."""
+        return run_dir / f"snapshot-{step}.pt"
+
     def start_evaluation() -> None:
-        nonlocal evaluating
-        clock, evaluating = time.perf_counter(), state["step"]
-        if args.eval_workers:
-            save_model(snapshot, agent, config)
-            evaluator.start(snapshot)
+        clock, state["evaluating"] = time.perf_counter(), state["step"]
+        save_model(snapshot(state["step"]), agent, config)
+        evaluator.start(snapshot(state["step"]))
         state["eval_seconds"] += time.perf_counter() - clock
 
     def finish_evaluation() -> None:
-        nonlocal evaluating
         clock = time.perf_counter()
-        if interrupted:
-            print("waiting for the last evaluation; Ctrl-C again ends without a checkpoint", file=sys.stderr)
-        results = evaluator.finish(stop=lambda: interrupted and evaluating == state["step"])
+        results = evaluator.finish(stop=lambda: interrupted)
         state["eval_seconds"] += time.perf_counter() - clock
-        step, evaluating = evaluating, None
-        snapshot.unlink(missing_ok=True)
         if results is None:
             return
+        step, state["evaluating"] = state["evaluating"], None
         returns, lengths = results
         named = {"return": returns, "length": lengths}
         if task.reference:
@@ -1258,6 +1266,9 @@ def train(args: Args) -> None:
         save_model(run_dir / "checkpoint.pt", agent, config, state=state,
                    optimizers={name: optimizer.state_dict() for name, optimizer in agent.optimizers.items()},
                    generators=[generator.get_state() for generator in generators])  # fmt: skip
+        for path in run_dir.glob("snapshot-*.pt"):
+            if state["evaluating"] is None or path != snapshot(state["evaluating"]):
+                path.unlink()
 
     interrupted = False
 
@@ -1273,25 +1284,27 @@ def train(args: Args) -> None:
         totals = state["totals"].setdefault(name, {})
         phases[name] = first, end, make_step(agent, transitions, dataset.dims, generators, phase, totals)
     last_first = first
-    evaluator, evaluating = Evaluator(agent, task) if task else None, None  # None, or the step it is at
-    snapshot = run_dir / "snapshot.pt"
+    evaluator = Evaluator(args, task) if task else None
+    if state["evaluating"] is not None:
+        evaluator.start(snapshot(state["evaluating"]))
     bar = tqdm(total=end, initial=state["step"], disable=None, dynamic_ncols=True, unit="step")
     checkpointed = state["step"]
     while True:
         step = state["step"]
         trained = step - last_first  # steps of the last phase, the one that trains the policy
-        due = trained > 0 and (trained % args.eval_every == 0 or step == end)
-        due = task and due and state["evaluated"] < step
-        to_save = step > checkpointed and (step % args.checkpoint_every == 0 or step == end)
-        if evaluating is not None and (due or to_save or interrupted or evaluator.ready()):
-            finish_evaluation()  # before a checkpoint, which would lose it
+        due = task and trained > 0 and (trained % args.eval_every == 0 or step == end)
+        due = due and step not in (state["evaluated"], state["evaluating"])
+        if state["evaluating"] is not None and (due or evaluator.ready()):
+            finish_evaluation()  # which was begun at an earlier step
         if due and not interrupted:
             start_evaluation()
-            if step == end or not evaluator.beside:
-                finish_evaluation()
-        if interrupted or to_save:
-            save_checkpoint()  # has a resumed run do the evaluation that began just now
+        if step > checkpointed and (step % args.checkpoint_every == 0 or step == end):
+            save_checkpoint()
             checkpointed = step
+        if state["evaluating"] is not None and (step == end or not evaluator.beside):
+            finish_evaluation()
+        if interrupted or step == end:
+            save_checkpoint()
         if interrupted:
             bar.close()
             command = [a for a in sys.argv if a != "--resume"] + ["--resume"]
@@ -1335,10 +1348,10 @@ def evaluate_only(args: Args) -> None:
     """--eval-only: the score of a saved policy, by default on the episodes that ended its training."""
     device = choose_device(args)
     saved = load_model(Path(args.eval_only), device)
-    known = asdict(args).keys() & saved["config"].keys()  # an older version had fewer flags
-    trained = Args(**{name: saved["config"][name] for name in known})
-    trained.device, trained.tf32, trained.eval_workers = str(device), args.tf32, args.eval_workers
-    choose_eval_workers(trained, device)
+    trained = saved_args(saved["config"])
+    trained.device, trained.eval_workers = str(device), args.eval_workers
+    trained.tf32 |= args.tf32
+    choose_device(trained)
     for name in ("eval_candidates", "eval_episodes"):
         if getattr(args, name) is not None:
             setattr(trained, name, getattr(args, name))
@@ -1346,9 +1359,11 @@ def evaluate_only(args: Args) -> None:
     if not trained.eval_episodes:
         fail("--eval-episodes is 0, as it was in training; say how many to run")
     agent, task = load_agent(saved, trained, device), load_task(trained.env_id)
-    evaluator = Evaluator(agent, task)
-    evaluator.start(Path(args.eval_only))
-    returns, _ = evaluator.finish()
+    evaluator = Evaluator(trained, task)
+    with tempfile.TemporaryDirectory() as folder:  # a copy: a training that goes on replaces its checkpoint
+        save_model(Path(folder) / "model.pt", agent, saved["config"])
+        evaluator.start(Path(folder) / "model.pt")
+        returns, _ = evaluator.finish()
     print(summarize(task.label, task.score(returns)))
     if args.capture_video:
         record_video(agent, task, Path(args.eval_only).parent)

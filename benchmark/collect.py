@@ -177,6 +177,10 @@ def collect_controller(args: Args, env: gym.Env) -> None:
 def main() -> None:
     args = tyro.cli(Args, description=__doc__)
     os.environ.setdefault("MINARI_DATASETS_PATH", str(Path(__file__).resolve().parents[1] / "datasets"))
+    kinds = {"crossq": ("medium-v0", "medium-replay-v0"), "controller": ("controller-v0",)}[args.policy]
+    there = [kind for kind in kinds if Path(os.environ["MINARI_DATASETS_PATH"], args.prefix, kind).exists()]
+    if there:
+        raise SystemExit(f"{args.prefix}/{there[0]} is there already; remove it or choose another --prefix")
     env = gym.make(args.env_id)
     low, high = env.action_space.low, env.action_space.high
     if not (np.all(low == -1) and np.all(high == 1)):

@@ -12,6 +12,7 @@ gym tasks) of full length, choosing among 1024.
 
 import argparse
 import json
+import math
 import os
 import tempfile
 import time
@@ -40,15 +41,17 @@ def random_steps(env: gym.Env, seconds: float) -> float:
     return steps / (time.perf_counter() - start)
 
 
-def evaluation_steps(name: str, workers: int, candidates: int, episodes: int) -> float:
-    """Steps per second of one evaluation, after the processes have started and loaded their modules."""
-    args = script.Args(env_id=name, eval_workers=workers, eval_candidates=candidates, eval_episodes=episodes)
+def evaluation_steps(name: str, workers: int, candidates: int, episodes: int) -> tuple[float, float]:
+    """Steps per second of one evaluation, after the processes have started and loaded their modules; and the
+    mean length of its episodes."""
+    args = script.Args(env_id=name, device="cpu", eval_workers=workers, eval_candidates=candidates,
+                       eval_episodes=episodes)  # fmt: skip
     device = script.resolve(args)
     task = script.load_task(name)
     env = task.make_env()
     agent = script.Agent(env.observation_space.shape[0], [1.0] * env.action_space.shape[0], args, device)
     config = {"script": "dtql_gaussian.py", "obs_dim": env.observation_space.shape[0]}
-    evaluator = script.Evaluator(agent, task)
+    evaluator = script.Evaluator(args, task)
     with tempfile.TemporaryDirectory() as folder:
         script.save_model(path := Path(folder) / "model.pt", agent, config)
         for _ in range(2):  # the first is a warm-up
@@ -56,7 +59,7 @@ def evaluation_steps(name: str, workers: int, candidates: int, episodes: int) ->
             evaluator.start(path)
             _, lengths = evaluator.finish()
             seconds = time.perf_counter() - start
-    return lengths.sum() / seconds
+    return lengths.sum() / seconds, lengths.mean()
 
 
 def main() -> None:
@@ -77,10 +80,11 @@ def main() -> None:
     for name in NAMES:
         env = script.load_task(name).make_env()
         row = {"name": name, "random": random_steps(env, 3.0)}
-        for candidates in (1, 1024):
-            episodes = n * (10 if candidates == 1 else 1)
+        _, length = evaluation_steps(name, 0, 1, n)
+        for candidates, steps in ((1, 20_000), (1024, 1_000)):
+            episodes = max(n, math.ceil(steps / length))
             for workers in (0, n):
-                rate = evaluation_steps(name, workers, candidates, episodes)
+                rate, _ = evaluation_steps(name, workers, candidates, episodes)
                 row[f"{candidates} candidates, {workers or 1} cores"] = rate
         *_, test_episodes = script.TASKS[name]
         row["seconds"] = 5 * test_episodes * env.spec.max_episode_steps / rate

@@ -150,12 +150,13 @@ def measure_step(
     """Medians over rounds, of half a second or a bit more, of step time, bare time and their ratio."""
     script = importlib.import_module(name)
     torch._dynamo.reset()
-    bare, flops = bare_products(training_step(script, phase, device, **settings)[0], device)
     with PeakMemory(device) as peak:
         step, batch_size = training_step(script, phase, device, compiled=compiled, **settings)
         for _ in range(5):  # compiles, captures, warms caches
             step()
-            bare()
+    bare, flops = bare_products(training_step(script, phase, device, **settings)[0], device)
+    for _ in range(5):
+        bare()
     calls = 1 + int(0.25 / seconds_per_call(step, device, 3))
     pairs = [
         (seconds_per_call(step, device, calls), seconds_per_call(bare, device, calls)) for _ in range(rounds)
@@ -293,6 +294,8 @@ def main() -> None:
     print(f"{where}, torch {torch.__version__}")
     for part in args.parts:
         if part == "picture":
+            if "scaling" not in results:
+                raise SystemExit(f"{output} has no part `scaling` to draw; run that first")
             draw_scaling(results["scaling"], output.with_suffix(".png"))
             continue
         rows = []

@@ -8,7 +8,6 @@ It separates what the policy learned from what the choice among candidates adds 
 import importlib
 import json
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -20,16 +19,14 @@ def main(script_name: str, run_dir: Path) -> None:
     script = importlib.import_module(script_name)
     device = torch.device("cpu")
     saved = script.load_model(run_dir / "model.pt", device)
-    args = script.Args(**{name: saved["config"][name] for name in asdict(script.Args())})
+    args = script.saved_args(saved["config"])
     args.eval_candidates = 1
-    agent = script.Agent(saved["config"]["obs_dim"], saved["max_action"], args, device)
-    agent.load_state_dict(saved["agent"])
-    task = script.load_task(args.env_id)
+    agent, task = script.load_agent(saved, args, device), script.load_task(args.env_id)
     sample, scores = agent.policy.sample, {}
     without_noise = "its mean action" if script_name == "dtql_gaussian" else "its action at zero noise"
     for name, scale in ((without_noise, 0.0), ("one sample", 1.0)):
         agent.policy.sample = lambda obs, noise, scale=scale: sample(obs, scale * noise)
-        returns, _ = script.evaluate(agent, lambda seed: task.make_env(), args.eval_episodes)
+        returns, _ = script.evaluate(agent, task.make_env, range(args.eval_episodes))
         scores[name] = task.score(returns).tolist()  # [seed, episode]
         print(name, task.score(returns).mean(axis=1).round(1))
     (run_dir / "variants.json").write_text(json.dumps(scores) + "\n")

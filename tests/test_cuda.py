@@ -178,7 +178,7 @@ def test_an_interrupted_run_resumes_to_the_uninterrupted_one(script, compiler, t
 def test_evaluation_repeats_and_draws_from_its_own_generators(script):
     agent = agent_on(DEVICE, script, eval_candidates=1 if script.__name__ == "srpo" else 32)
     states = torch.get_rng_state(), torch.cuda.get_rng_state(), random.getstate()
-    results = [script.evaluate(agent, lambda seed: FakeEnv([]), 7, num_envs=n) for n in (3, 3, 1)]
+    results = [script.evaluate(agent, lambda: FakeEnv([]), range(7), num_envs=n) for n in (3, 3, 1)]
     assert torch.equal(states[0], torch.get_rng_state()) and states[2] == random.getstate()
     assert torch.equal(states[1], torch.cuda.get_rng_state())
     for returns, lengths in results[1:]:

@@ -4,6 +4,7 @@ import contextlib
 import csv
 import dataclasses
 import hashlib
+import json
 import re
 import threading
 import warnings
@@ -496,7 +497,8 @@ def test_minaris_own_suites_are_their_own_task(script, minari_suite, capsys):
     dataset, task = script.load_dataset(dataset_id), script.load_task(dataset_id)
     script.check_task(task, dataset)
     assert task.label == "Minari score" and script.load_task("pen-human-v1").label == "score"
-    assert "not comparable with D4RL's" in capsys.readouterr().out
+    assert script.load_task("local/hopper/medium-v0").label == "score"  # D4RL's environment and references
+    assert capsys.readouterr().out.count("not comparable with D4RL's") == 1
     env = task.make_env()
     obs, _ = env.reset(seed=0)
     live = recorded.reset(seed=0)[0]
@@ -517,6 +519,17 @@ def test_minaris_antmaze_is_evaluated_in_the_datas_maze_and_ends_at_the_goal(scr
     maze.goal = maze.ant_env.data.qpos[:2].copy()  # where the ant stands
     _, reward, terminated, _, _ = env.step(env.action_space.sample() * 0)
     assert (reward, terminated) == (1, True)
+
+
+def test_a_minari_dataset_without_an_environment_is_not_evaluated(script, make_minari, tmp_path, capsys):
+    make_minari("mine/goal/lost-v0", lengths=[3])
+    file = tmp_path / "minari/mine/goal/lost-v0/data/metadata.json"
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps({k: v for k, v in content.items() if k not in ("env_spec", "eval_env_spec")}))
+    assert len(script.load_dataset("mine/goal/lost-v0").transitions) == 3
+    with pytest.raises(SystemExit) as exit_:
+        script.load_task("mine/goal/lost-v0")
+    assert exit_.value.code == 2 and "--eval-episodes 0" in capsys.readouterr().err
 
 
 def test_without_reference_scores_the_raw_return_is_the_result(script, make_minari):

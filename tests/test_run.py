@@ -35,9 +35,8 @@ def specific(script: str) -> list[str]:
 
 
 def metrics(run_dir) -> list[dict]:
-    """metrics.jsonl without the times in it: an evaluation beside training may end after later losses."""
+    """metrics.jsonl without the times in it."""
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    lines.sort(key=lambda line: (line["step"], "eval/return" in line, line["seed"]))
     return [{k: v for k, v in line.items() if k != "steps_per_second"} for line in lines]
 
 
@@ -45,12 +44,15 @@ def load(path) -> dict:
     return torch.load(path, weights_only=True)
 
 
-def assert_equal_runs(a, b) -> None:
-    """The same final weights, bit for bit, and the same metrics."""
+def assert_equal_runs(a, b, in_order=True) -> None:
+    """The same final weights, bit for bit, and the same metrics; an evaluation beside training may end after
+    later losses were written."""
     weights_a, weights_b = load(a / "model.pt")["agent"], load(b / "model.pt")["agent"]
     assert weights_a.keys() == weights_b.keys()
     assert all(torch.equal(weights_a[name], weights_b[name]) for name in weights_a)
-    assert metrics(a) == metrics(b)
+    order = lambda line: (0,) if in_order else (line["step"], line["seed"], "eval/return" in line)
+    assert sorted(metrics(a), key=order) == sorted(metrics(b), key=order)
+    assert not list(b.glob("snapshot*"))
 
 
 @pytest.fixture(scope="module", params=SCRIPTS)
@@ -63,7 +65,7 @@ def finished(request, tmp_path_factory):
 
 
 def workers(script: str) -> list[str]:
-    """One script evaluates in a process of its own (beside training, where there are two cores)."""
+    """One script evaluates in a process of its own, beside training."""
     return ["--eval-workers", "1"] if script == SCRIPTS[0] else []
 
 
@@ -71,7 +73,7 @@ def start(script, run_dir, home, *flags):
     command = [sys.executable, ROOT / script, *short(script), "--run-dir", run_dir, *flags]
     return subprocess.Popen(
         list(map(str, command)), cwd=home, env=script_env(home), text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
     )  # fmt: skip
 
 
@@ -124,7 +126,7 @@ def test_kill_9_in_each_phase_and_resume_gives_the_uninterrupted_run(finished, t
     done = run_script(script, *short(script), "--run-dir", "run", "--resume", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "resuming run at step" in done.stdout
-    assert_equal_runs(whole, tmp_path / "run")
+    assert_equal_runs(whole, tmp_path / "run", in_order=not workers(script))
 
 
 def test_ctrl_c_writes_a_checkpoint_and_says_how_to_resume(finished, tmp_path):
@@ -140,36 +142,55 @@ def test_ctrl_c_writes_a_checkpoint_and_says_how_to_resume(finished, tmp_path):
     command = errors.rpartition("to continue: python ")[2].split()
     done = subprocess.run([sys.executable, *command], cwd=tmp_path, env=script_env(tmp_path), text=True)
     assert done.returncode == 0
-    assert_equal_runs(whole, tmp_path / "run")
+    assert_equal_runs(whole, tmp_path / "run", in_order=not workers(script))
 
 
-@pytest.mark.parametrize("finished", SCRIPTS[:1], indirect=True)  # the others have the same code
+only_first = pytest.mark.parametrize("finished", SCRIPTS[:1], indirect=True)  # the others have its code
+
+
+@only_first
 @pytest.mark.parametrize("count", [1, 2])
-def test_evaluation_in_worker_processes_gives_the_run_that_evaluates_in_place(finished, count, tmp_path):
+def test_evaluation_beside_training_gives_the_run_that_evaluates_in_place(finished, count, tmp_path):
     script, in_place, output = finished
     done = run_script(script, *short(script), "--eval-workers", count, "--run-dir", "run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert_equal_runs(in_place, tmp_path / "run")
-    assert not (tmp_path / "run" / "snapshot.pt").exists()
+    assert_equal_runs(in_place, tmp_path / "run", in_order=False)
     done = run_script(script, "--eval-only", "run/model.pt", "--eval-workers", count, cwd=tmp_path)
     assert done.stdout in output
 
 
-def children(pid: int) -> set[int]:
-    return set(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
+@only_first
+def test_an_evaluation_that_ctrl_c_cut_is_done_by_the_resumed_run(finished, tmp_path):
+    script, in_place, _ = finished
+    process = start(script, "run", tmp_path, "--eval-workers", "1")
+    wait_for(process, tmp_path / "run" / "snapshot-110.pt")
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130 and "Traceback" not in errors
+    done = run_script(script, *short(script), "--run-dir", "run", "--resume", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert_equal_runs(in_place, tmp_path / "run", in_order=False)
+
+
+def wait_for(process, path: Path) -> None:
+    while process.poll() is None and not path.exists():
+        time.sleep(0.01)
+
+
+def worker_ids(pid: int) -> set[int]:
+    """Processes of the workers; multiprocessing has one more, of its own."""
+    ids = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return {int(i) for i in ids if "spawn_main" in Path(f"/proc/{i}/cmdline").read_text()}
 
 
 @pytest.fixture
 def evaluating(tmp_path):
     """A run whose two workers are at an evaluation that takes long, and these processes' ids."""
-    script = SCRIPTS[0]
-    process = start(script, "run", tmp_path, "--eval-workers", "2", "--eval-episodes", "100000")
-    snapshot = tmp_path / "run" / "snapshot.pt"
-    while process.poll() is None and not snapshot.exists():
-        time.sleep(0.01)
-    yield process, children(process.pid)
+    process = start(SCRIPTS[0], "run", tmp_path, "--eval-workers", "2", "--eval-episodes", "100000")
+    wait_for(process, tmp_path / "run" / "snapshot-110.pt")
+    yield process, worker_ids(process.pid)
     process.kill()
-    process.communicate()
+    process.communicate(timeout=120)
 
 
 def wait_for_end(pids: set[int]) -> None:
@@ -181,29 +202,36 @@ def wait_for_end(pids: set[int]) -> None:
 
 def test_workers_end_with_a_run_that_was_killed(evaluating):
     process, pids = evaluating
-    assert len(pids) >= 2
+    assert len(pids) == 2
     process.kill()
-    process.wait()
+    process.wait(timeout=60)
     wait_for_end(pids)
 
 
-def test_ctrl_c_ends_an_evaluation_in_workers_and_resumes_before_it(evaluating, tmp_path):
+def test_ctrl_c_does_not_wait_for_an_evaluation(evaluating, tmp_path):
     process, pids = evaluating
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate()
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
     assert process.returncode == 130 and "Traceback" not in errors
     wait_for_end(pids)
     state = load(tmp_path / "run" / "checkpoint.pt")["state"]
-    assert state["step"] == 110 and state["evaluated"] == 0  # so that it is done when the run goes on
+    assert (state["evaluating"], state["evaluated"]) == (110, 0)
+    assert (tmp_path / "run" / "snapshot-110.pt").exists()  # so that it is done when the run goes on
 
 
-def test_a_worker_that_dies_ends_the_run_in_one_line(evaluating):
+def test_a_worker_that_dies_ends_the_run_in_one_line(evaluating, tmp_path):
     process, pids = evaluating
-    for pid in pids:
-        if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text():  # not multiprocessing's own helper
-            os.kill(pid, signal.SIGKILL)
-            break
-    _, errors = process.communicate()
+    os.kill(min(pids), signal.SIGKILL)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 1 and "Traceback" not in errors
+    assert "an evaluation process died" in errors.splitlines()[-1]
+
+
+def test_a_worker_that_died_before_its_first_evaluation_ends_the_run_in_one_line(tmp_path):
+    process = start(SCRIPTS[0], "run", tmp_path, "--eval-workers", "1")
+    wait_for(process, tmp_path / "run" / "checkpoint.pt")  # of step 13
+    os.kill(*worker_ids(process.pid), signal.SIGKILL)
+    _, errors = process.communicate(timeout=120)
     assert process.returncode == 1 and "Traceback" not in errors
     assert "an evaluation process died" in errors.splitlines()[-1]
 
@@ -232,13 +260,12 @@ def test_a_saved_model_acts_as_the_training_process_did(finished, tmp_path):
         assert done.stdout.startswith(f"score {score:.1f} ")
     module = load_script(script)
     saved = load(run_dir / "model.pt")
-    args = module.Args(**{name: saved["config"][name] for name in module.Args.__dataclass_fields__})
-    agent = module.Agent(saved["config"]["obs_dim"], saved["max_action"], args, torch.device("cpu"))
-    agent.load_state_dict(saved["agent"])
+    args = module.saved_args(saved["config"])
+    agent = module.load_agent(saved, args, torch.device("cpu"))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as the subprocess had
     task = module.load_task(args.env_id)
-    returns, lengths = module.evaluate(agent, lambda seed: task.make_env(), 2)
+    returns, lengths = module.evaluate(agent, task.make_env, range(2))
     torch.set_num_threads(threads)
     assert returns.tolist() == [line["eval/returns"] for line in last]
     assert lengths.tolist() == [line["eval/lengths"] for line in last]
