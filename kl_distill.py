@@ -164,8 +164,8 @@ def adjust_reward(env_id: str, reward: np.ndarray, returns: np.ndarray) -> np.nd
 
 # --------------------------------------------------------------------------------------------- flags' values
 def fail(message: str, code: int = 2) -> typing.NoReturn:
-    """Ends with one line on stderr. Code 2: bad input; 1: an evaluation process died; 3: a loss is not finite;
-    130: interrupted."""
+    """Ends with one line on stderr. Code 1: an evaluation process died; 2: bad input; 3: a loss is not
+    finite; 130: interrupted."""
     print(f"{Path(__file__).name}: {' '.join(message.split())}", file=sys.stderr)
     raise SystemExit(code)
 
