@@ -65,7 +65,7 @@ LIMITS = {  # smallest and largest value of a flag
 
 
 def steps_of(env_id: str) -> dict:
-    """Length and evaluation of a run. Ours: those of dtql_gaussian.py's policy, so that the scores compare."""
+    """Length and evaluation of a run. Ours: those of DTQL's policy, so that scores compare."""
     local, gym = env_id.startswith("local/"), any(x in env_id for x in ("halfcheetah", "hopper", "walker2d"))
     train_steps, eval_every = (12_000, 6_000) if local else (1_000_000, 50_000)
     return {"batch_size": 256, "train_steps": train_steps, "eval_every": eval_every,
@@ -85,11 +85,15 @@ def alpha_bar(t: Tensor) -> Tensor:
 
 
 class DiffusionPolicy(nn.Module):
-    """a_T ~ N(0, I), then T steps of ancestral sampling (Ho et al. 2020) with ε̂ = net(a_t, t, obs)."""
+    """a_T ~ N(0, I), then T steps of ancestral sampling with ε̂ = net(a_t, t, obs).
 
-    def __init__(self, net: nn.Module, max_action: Tensor):
+    wide: variance of a step β_t, else that of q(a_{t-1} | a_t, a_0), which is right for data in one point
+    (Ho et al. 2020, section 3.2). Five steps leave N(0, 0.4²) a deviation of 0.34, else 0.22.
+    """
+
+    def __init__(self, net: nn.Module, max_action: Tensor, wide: bool):
         super().__init__()
-        self.net = net
+        self.net, self.wide = net, wide
         self.register_buffer("max_action", max_action)
 
     def loss(self, action: Tensor, obs: Tensor, u: Tensor, eps: Tensor, *options) -> Tensor:
@@ -121,7 +125,8 @@ class DiffusionPolicy(nn.Module):
                 1 - bar
             )
             if t > 1:
-                x = x + math.sqrt((1 - alpha) * (1 - previous) / (1 - bar)) * noise[T + 1 - t]
+                variance = (1 - alpha) * (1 if self.wide else (1 - previous) / (1 - bar))
+                x = x + math.sqrt(variance) * noise[T + 1 - t]
         return x
 
     def sample(self, obs: Tensor, noise: Tensor) -> Tensor:

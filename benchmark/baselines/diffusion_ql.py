@@ -11,8 +11,9 @@ Each training step, on one batch of a static dataset D:
   2. a diffusion policy of 5 denoising steps,  L_d(θ) - η E[Q_i(s, a_0)] / E|Q_j(s, a_0)|
 
 L_d is the noise-prediction loss on actions of D; the gradient of Q passes through all steps of the sampled
-a_0. All but what is defined here is dtql_gaussian.py's. What the paper gives for every task, but the project
-does not know, and what it leaves open: [ours].
+a_0. All but what is defined here is dtql_gaussian.py's. Where the project does not know what the paper says:
+[ours]. So are: batch size, steps, r - 1 for AntMaze and no maximum over Q at s' there, a clipped critic, the
+narrow variance of sampling and the box on each step's predicted a_0.
 """
 
 import copy
@@ -112,7 +113,7 @@ class Agent(nn.Module):
         self.register_buffer("max_action", torch.tensor(max_action))  # [action_dim]
         self.register_buffer("trained", torch.zeros(()))  # training steps done, for the cosine decay
         self.q = QNetworks(*sizes)
-        self.policy = DiffusionPolicy(NoisePredictor(*sizes), self.max_action)
+        self.policy = DiffusionPolicy(NoisePredictor(*sizes), self.max_action, wide=False)
         self.target_q = copy.deepcopy(self.q).requires_grad_(False)
         self.ema_policy = copy.deepcopy(self.policy).requires_grad_(False)
         self.to(device)

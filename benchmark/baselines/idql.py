@@ -13,7 +13,8 @@ Acting draws candidates from 2 and ranks them by 1; nothing else knows of Q.
 
 Critics and residual network are srpo.py's, as is all else that is not defined here. [ours]: what the project
 does not know of the paper: batch size 256 and the same steps for both models, no average of the weights, no
-decay of the learning rates, the raw t as time input.
+decay of the learning rates, the raw t as time input, the wide variance of sampling and the box on each
+step's predicted a_0.
 """
 
 import copy
@@ -64,7 +65,7 @@ class Agent(nn.Module):
         self.register_buffer("max_action", torch.tensor(max_action))  # [action_dim]
         self.q = script.QNetworks(*sizes)
         self.v = script.VNetwork(generators, obs_dim)
-        self.policy = DiffusionPolicy(script.Denoiser(*sizes), self.max_action)
+        self.policy = DiffusionPolicy(script.Denoiser(*sizes), self.max_action, wide=True)
         self.target_q = copy.deepcopy(self.q).requires_grad_(False)
         self.to(device)
         self.optimizers = {
