@@ -103,7 +103,7 @@ def test_chain_samples_gaussian_data(steps, wide, share, monkeypatch):
 
     sample = policy_of(predict, wide=wide)(None, normal(steps, 1, 50_000, 1))
     assert sample.mean().item() == pytest.approx(mean, abs=0.01)
-    assert sample.std().item() == pytest.approx(share * std, rel=0.02)
+    assert sample.std().item() == pytest.approx(share * std, rel=0.04)
 
 
 def test_samples_stay_in_the_box():
