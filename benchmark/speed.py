@@ -39,7 +39,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 STEPS = [("dtql_gaussian", "train"), ("dtql_implicit", "train"), ("kl_distill", "train"),
-         ("srpo", "critic"), ("srpo", "behavior"), ("srpo", "policy")]  # script, phase  # fmt: skip
+         ("srpo", "critic"), ("srpo", "behavior"), ("srpo", "policy"),
+         ("benchmark.baselines.diffusion_ql", "train"),
+         ("benchmark.baselines.idql", "train")]  # script, phase  # fmt: skip
 OBS_DIM, ACTION_DIM = 17, 6
 PRODUCTS = {  # operator: position of its first factor
     torch.ops.aten.mm.default: 0,
@@ -66,6 +68,12 @@ class RecordProducts(TorchDispatchMode):
             first = PRODUCTS[func]
             self.operands.append([(x.shape, x.stride()) for x in args[first : first + 2]])
         return func(*args, **(kwargs or {}))
+
+
+def load_script(name: str):
+    """The script as a module; of a baseline, its copy of a script."""
+    module = importlib.import_module(name)
+    return getattr(module, "script", module)
 
 
 def make_agent(script, device: torch.device, compiled=False, width=256, **settings):
@@ -148,7 +156,7 @@ def measure_step(
     name: str, phase: str, device: torch.device, rounds: int, compiled: bool, **settings
 ) -> dict:
     """Medians over rounds, of half a second or a bit more, of step time, bare time and their ratio."""
-    script = importlib.import_module(name)
+    script = load_script(name)
     torch._dynamo.reset()
     with PeakMemory(device) as peak:
         step, batch_size = training_step(script, phase, device, compiled=compiled, **settings)
@@ -183,7 +191,7 @@ def measure_step(
 
 def measure_acting(name: str, device: torch.device, rounds: int, states: int, candidates: int) -> dict:
     """Median time of the script's own act() for this many episodes' states."""
-    script = importlib.import_module(name)
+    script = load_script(name)
     agent = make_agent(script, device)
     rng = np.random.default_rng(0)
     episodes = [
@@ -224,7 +232,7 @@ def measure(part: str, device: torch.device, rounds: int, num_seeds: list[int]) 
                 }
     elif part == "act":
         for name, states in itertools.product(dict(STEPS), (1, 100)):
-            own = importlib.import_module(name).settings_of("walker2d-medium-v2")["eval_candidates"]
+            own = load_script(name).settings_of("walker2d-medium-v2")["eval_candidates"]
             for candidates in sorted({1, own}):
                 yield measure_acting(name, device, rounds, states, candidates)
     else:
