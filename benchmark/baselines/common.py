@@ -94,6 +94,7 @@ class DiffusionPolicy(nn.Module):
     def __init__(self, net: nn.Module, max_action: Tensor, wide: bool):
         super().__init__()
         self.net, self.wide = net, wide
+        self.bars = alpha_bar(torch.arange(T + 1.0, dtype=torch.float64)).tolist()  # ᾱ_0 .. ᾱ_T
         self.register_buffer("max_action", max_action)
 
     def loss(self, action: Tensor, obs: Tensor, u: Tensor, eps: Tensor, *options) -> Tensor:
@@ -114,16 +115,14 @@ class DiffusionPolicy(nn.Module):
         The box clips the predicted a_0 of each step, hence the sample: the last step returns its prediction.
         """
         x = noise[0]
-        bars = alpha_bar(torch.arange(T + 1.0, dtype=torch.float64)).tolist()
         for t in range(T, 0, -1):
-            bar, previous = bars[t], bars[t - 1]
+            bar, previous = self.bars[t], self.bars[t - 1]
             alpha = bar / previous  # 1 - β_t
             eps = self.net(x, torch.full_like(x[..., :1], t), obs)
             clean = (x - math.sqrt(1 - bar) * eps) / math.sqrt(bar)
             clean = clean.clamp(-self.max_action, self.max_action)
-            x = (math.sqrt(previous) * (1 - alpha) * clean + math.sqrt(alpha) * (1 - previous) * x) / (
-                1 - bar
-            )
+            of_clean = math.sqrt(previous) * (1 - alpha) / (1 - bar)
+            x = of_clean * clean + math.sqrt(alpha) * (1 - previous) / (1 - bar) * x
             if t > 1:
                 variance = (1 - alpha) * (1 if self.wide else (1 - previous) / (1 - bar))
                 x = x + math.sqrt(variance) * noise[T + 1 - t]

@@ -38,8 +38,7 @@ scripts_act = script.act
 @dataclass
 class Args(common.Args):
     expectile: float | None = None  # τ of the expectile regression of V
-    choice: typing.Literal["max_q", "expectile"] = "max_q"  # the candidate of the largest min(Q1, Q2), or one
-    # at random, with weights |τ - 1(Q < V)|
+    choice: typing.Literal["max_q", "expectile"] = "max_q"  # largest min(Q1, Q2), or weights |τ - 1(Q < V)|
 
 
 LIMITS = common.LIMITS | {"expectile": (0, 1)}
