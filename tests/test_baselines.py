@@ -2,6 +2,7 @@
 of one seed with PyTorch's own layers and optimisers, and whole runs."""
 
 import copy
+import dataclasses
 import json
 import math
 import re
@@ -13,6 +14,7 @@ from helpers import (
     DIMS,
     MAX_ACTION,
     OBS_DIM,
+    SCRIPTS,
     doubled,
     generators,
     load_script,
@@ -392,6 +394,18 @@ def test_importing_a_baseline_leaves_the_scripts_alone():
         assert script is not module.script and module.script.Agent is module.Agent
         assert script.Agent.__module__ == script.Args.__module__ == script.__name__
         assert script.act is not module.act and script.__file__.endswith(name)
+
+
+@pytest.mark.parametrize("module", [diffusion_ql, idql])
+def test_baselines_have_the_flags_that_all_scripts_share(module):
+    """But the noise levels of EDM."""
+    fields = lambda script: {field.name: field.default for field in dataclasses.fields(script.Args)}
+    shared = set.intersection(*(set(fields(load_script(name))) for name in SCRIPTS))
+    shared -= {"sigma_data", "sigma_min", "sigma_max"}
+    mine, scripts = fields(module), fields(load_script(SCRIPTS[0]))
+    assert {name: mine.get(name, "missing") for name in shared - {"learning_rate", "lr_decay"}} == {
+        name: scripts[name] for name in shared - {"learning_rate", "lr_decay"}
+    }
 
 
 def evaluations(run_dir) -> list[dict]:

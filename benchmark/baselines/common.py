@@ -34,6 +34,7 @@ class Args:  # None: the task's setting, or as the comment says
     num_seeds: int = 1  # seeds seed, seed + 1, ... train together in this process
     device: str = "auto"  # auto (cuda if there is one), cpu, cuda, cuda:1, ...
     compile: bool | None = None  # --compile, --no-compile; with CUDA graphs on a GPU; None: from 20k steps on
+    tf32: bool = False  # on a GPU, matrix products of factors rounded to 10 bits: faster
     eval_every: int | None = None  # training steps between evaluations
     eval_episodes: int | None = None  # per evaluation and seed; 0: never evaluate, needs no environment
     eval_candidates: int | None = None  # actions per state, ranked by Q; 1: plain policy
