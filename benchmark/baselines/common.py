@@ -66,9 +66,10 @@ LIMITS = {  # smallest and largest value of a flag
 
 
 def steps_of(env_id: str) -> dict:
-    """Length and evaluation of a run. Ours: dtql_gaussian.py's; on the local dataset with its pretraining."""
+    """Length and evaluation of a run. Ours: dtql_gaussian.py's; on the local dataset three times the
+    1 / (tau (1 - discount)) = 20k steps in which a Q that bootstraps from its target copy settles."""
     local, gym = env_id.startswith("local/"), any(x in env_id for x in ("halfcheetah", "hopper", "walker2d"))
-    train_steps, eval_every = (20_000, 10_000) if local else (1_000_000, 50_000)
+    train_steps, eval_every = (60_000, 20_000) if local else (1_000_000, 50_000)
     return {"batch_size": 256, "train_steps": train_steps, "eval_every": eval_every,
             "eval_episodes": 10 if local or gym else 100}  # fmt: skip
 
