@@ -1,6 +1,7 @@
 """On a GPU: agreement with the CPU, CUDA graphs against eager steps, resuming. Skipped without one."""
 
 import copy
+import json
 import random
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from helpers import (
     make_agent,
     make_args,
     make_transitions,
+    run_script,
     training_generators,
     write_d4rl,
 )
@@ -183,3 +185,34 @@ def test_evaluation_repeats_and_draws_from_its_own_generators(script):
     assert torch.equal(states[1], torch.cuda.get_rng_state())
     for returns, lengths in results[1:]:
         assert np.array_equal(lengths, results[0][1]) and np.allclose(returns, results[0][0], rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_run_evaluates_beside_its_training(name, tmp_path):
+    """Worker processes with CUDA contexts of their own, beside a replayed graph: the training is the same."""
+    phases = [flag for phase in load_script(name).PHASES for flag in (f"--{phase}-steps", "60")]
+    flags = [
+        "--device",
+        DEVICE,
+        "--compile",
+        "--batch-size",
+        "32",
+        "--eval-every",
+        "20",
+        "--eval-episodes",
+        "3",
+    ]
+    runs = []
+    for workers in (0, 2):
+        folder = tmp_path / str(workers)
+        done = run_script(
+            name, *flags, *phases, "--eval-workers", workers, "--run-dir", folder, cwd=tmp_path, timeout=600
+        )
+        assert done.returncode == 0, done.stderr
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        evaluated = sorted(line["step"] for line in lines if "eval/returns" in line)
+        saved = torch.load(folder / "model.pt", weights_only=True, map_location="cpu")["agent"]
+        runs.append((evaluated, torch.cat([x.flatten() for x in saved.values()])))
+    (steps, in_place), (beside_steps, beside) = runs
+    assert len(steps) == 3 and beside_steps == steps
+    assert torch.allclose(in_place, beside, rtol=1e-3, atol=1e-3)
