@@ -468,15 +468,17 @@ class DistanceQ(nn.Module):
 
 
 LEVELS = [(i + 1) / 10 for i in range(10)] + [i + 1.0 for i in range(1, 10)]  # of 1/β: to 1, and on to 10
+OTHER_OMEGAS = ("one", "alpha_over_sigma")  # ω(t) in place of σ_t²: less of large noise, and still less
 AT_ONE = 10  # where a path, which starts with 1/β = 0, has 1/β = 1
 
 
-def follow_beta(denoiser: dict, name: str, seeds: int, draws: int = 16, steps: int = 40) -> dict:
+def follow_beta(denoiser: dict, name: str, seeds: int, omega: str = "sigma_squared", draws: int = 16,
+                steps: int = 40) -> dict:  # fmt: skip
     """The policy π for each a_tar of a 6 × 6 grid as 1/β grows from 0, where π = a_tar, over LEVELS, by
     srpo.policy_update; path [seed, 1 + level, 36, 2], its log-density at 1/β = 0, 1, 10 [seed, 3, 36]."""
     plane = PLANES[name]
     denoise, _, max_action = load_denoiser(name, seeds, denoiser["weights"])
-    args = make_args(srpo, seeds)
+    args = make_args(srpo, seeds, omega=omega)
     target = (square(plane.extent, 6) / plane.unit).expand(seeds, -1, -1)
     policy = FreeActions(target, draws)
     agent = SimpleNamespace(
@@ -780,6 +782,11 @@ def srpo_panels() -> dict[str, Panel]:
     paths = lambda seeds: {
         f"{name} path": Job(follow_beta, (name, seeds), (job,)) for name, job in denoisers(seeds).items()
     }
+    other_paths = lambda seeds: {
+        f"{name} {omega}": Job(follow_beta, (name, seeds, omega), (job,))
+        for omega in OTHER_OMEGAS
+        for name, job in denoisers(seeds).items()
+    }
     forward = lambda seeds: {f"{name} forward": Job(regress, (name, seeds)) for name in SRPO_PLANES}
 
     def measure_density(results: dict) -> list[dict]:
@@ -794,9 +801,9 @@ def srpo_panels() -> dict[str, Panel]:
     def on(name: str, action: Tensor) -> float:
         return on_data(name, action).float().mean().item()
 
-    def measure_path(results: dict) -> list[dict]:
+    def measure_paths(results: dict, kind: str) -> list[dict]:
         def numbers(name: str, i: int) -> dict:
-            x = results[f"{name} path"]
+            x = results[f"{name} {kind}"]
             path, (start, one, end) = x["path"][i], x["ends"][i]  # [level, 36, 2], [36] each
             return {
                 "on_data_at_0": on(name, path[0]),
@@ -811,6 +818,13 @@ def srpo_panels() -> dict[str, Panel]:
 
         seeds = len(results["rings"]["map"])
         return [{name: numbers(name, i) for name in SRPO_PLANES} for i in range(seeds)]
+
+    def measure_omegas(results: dict) -> list[dict]:
+        of_omega = {omega: measure_paths(results, omega) for omega in OTHER_OMEGAS}
+        return [
+            {f"{name}, {omega}": x for omega, rows in of_omega.items() for name, x in rows[i].items()}
+            for i in range(len(results["rings"]["map"]))
+        ]
 
     def measure_kl(results: dict) -> list[dict]:
         def numbers(name: str, i: int) -> dict:
@@ -841,7 +855,7 @@ def srpo_panels() -> dict[str, Panel]:
         "srpo_path": Panel(
             figure="SRPO Fig. 2 and 7",
             jobs=lambda seeds: density(seeds) | paths(seeds),
-            measure=measure_path,
+            measure=lambda results: measure_paths(results, "path"),
             claims=(
                 (
                     "From 1/β = 0 to 1, 90 % of π move to denser places",
@@ -851,7 +865,21 @@ def srpo_panels() -> dict[str, Panel]:
                 *each("at 1/β = 1, 90 % of π are on the data", lambda x: x["on_data_at_1"] >= 0.9),
                 *each("at 1/β = 10, 90 % of π are on the data", lambda x: x["on_data_at_10"] >= 0.9),
             ),
-            draw=draw_paths,
+            draw=lambda results: draw_paths(results, "path"),
+        ),
+        "srpo_omega": Panel(
+            figure="ours, with the ω(t) of SRPO Fig. 6",
+            jobs=lambda seeds: density(seeds) | other_paths(seeds),
+            measure=measure_omegas,
+            claims=tuple(
+                (
+                    f"ω = {omega}, {name}: at 1/β = 10, 90 % of π are on the data",
+                    lambda row, key=f"{name}, {omega}": row[key]["on_data_at_10"] >= 0.9,
+                )
+                for omega in OTHER_OMEGAS
+                for name in SRPO_PLANES
+            ),
+            draw=lambda results: draw_paths(results, OTHER_OMEGAS[-1]),
         ),
         "srpo_kl": Panel(
             figure="SRPO Fig. 3",
@@ -981,10 +1009,10 @@ def draw_density(results: dict):
     return figure
 
 
-def draw_paths(results: dict):
+def draw_paths(results: dict, kind: str):
     figure, axes = canvas(2, 3, PLANES["rings"].extent, cell=2.4, titles=SRPO_PLANES)
     for ax, name in zip(axes.flat, SRPO_PLANES):
-        density, path = results[name]["map"][0], results[f"{name} path"]["path"][0]  # [level, 36, 2]
+        density, path = results[name]["map"][0], results[f"{name} {kind}"]["path"][0]  # [level, 36, 2]
         heat(ax, density, PLANES[name].extent, vmax=density.quantile(0.995).item())
         ax.plot(*path.permute(2, 0, 1), color=POLICY_COLOR, linewidth=0.9)
         scatter(ax, path[0], "white", size=5)

@@ -32,6 +32,23 @@ def test_every_speed_in_the_readme_stands_in_a_results_file():
     assert set(shown) <= measured
 
 
+@pytest.mark.parametrize("name", ["antmaze-umaze", "kitchen-partial", "pen"])
+def test_the_readmes_scores_on_controllers_data_are_those_of_the_files(name):
+    folder = ROOT / "benchmark/results/controllers" / name
+    data, episodes, total = (folder / "collect.txt").read_text().strip().partition(": ")[2].split(", ")
+    scores = [seed["last"] for seed in json.loads((folder / "result.json").read_text())["seeds"].values()]
+    row = (
+        rf"\| {name}\S* \| {data}, {episodes} \| {total.removeprefix('return ')} \| \d+ \| {scores[0]:.1f} \|"
+    )
+    assert len(scores) == 1 and re.search(row, README)
+
+
+def test_the_readmes_speeds_of_environments_are_those_of_the_file():
+    file = ROOT / "benchmark/results/speed/amd-epyc-environments-2-cores.json"
+    for name, *speeds, seconds in (row.values() for row in json.loads(file.read_text())["rows"]):
+        assert f"| {name} | {' | '.join(f'{x:.0f}' for x in speeds)} | {seconds / 60:.0f} |" in README
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_the_pep_723_header_names_every_package_that_the_script_imports(script):
     text = (ROOT / script).read_text()
