@@ -22,13 +22,19 @@ def test_the_readme_shows_the_table_that_summarize_makes():
 def test_every_speed_in_the_readme_stands_in_a_results_file():
     files = (ROOT / "benchmark/results/speed").glob("*.json")
     measured = {
-        (row["script"], row["phase"], row["mode"], f"{row['ms_per_step']:.1f}", f"{row['ratio']:.2f}")
+        (
+            row["script"].rpartition(".")[2],
+            row["phase"],
+            row["mode"],
+            f"{row['ms_per_step']:.1f}",
+            f"{row['ratio']:.2f}",
+        )
         for file in files
         for row in json.loads(file.read_text()).get("train", {"rows": []})["rows"]
     }
-    row = r"^\| (\w+) \| (\w+) \| \d+ \| (eager|compiled|graph) \| \d+ \| ([\d.]+) \| [\d.]+ \| ([\d.]+) "
+    row = r"^\| (\w+) \| (\w+) \| \d+ \| (eager|compiled|graph.*?) \| \d+ \| ([\d.]+) \| [\d.]+ \| ([\d.]+) "
     shown = re.findall(row, README, re.M)
-    assert {script for script, *_ in shown} == {name.removesuffix(".py") for name in SCRIPTS}
+    assert {script for script, *_ in shown} >= {name.removesuffix(".py") for name in SCRIPTS}
     assert set(shown) <= measured
 
 
