@@ -963,7 +963,7 @@ def serve(connection, args: Args, share: int, shares: int) -> None:
     torch.set_num_threads(1)
     choose_device(args)
     task = load_task(args.env_id)
-    with contextlib.suppress(EOFError, OSError):
+    with contextlib.suppress(EOFError, ConnectionError):
         while True:
             connection.send(evaluate_saved(connection.recv(), args, task, share, shares, connection.poll))
 
@@ -976,9 +976,7 @@ class Evaluator:
         self.args, self.task, self.workers, self.path = args, task, [], None
         on_gpu, threads = args.device.startswith("cuda"), torch.get_num_threads()
         count = args.eval_workers
-        if (
-            count is None
-        ):  # threads: what OMP_NUM_THREADS grants; each process on a GPU takes some memory there
+        if count is None:  # as OMP_NUM_THREADS grants; on a GPU each takes some of its memory
             count = min(threads, 8) if on_gpu else threads if threads > 1 else 0
         count = min(count, args.eval_episodes)
         self.beside = count > 0 and (on_gpu or args.eval_workers is not None)
