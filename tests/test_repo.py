@@ -38,6 +38,19 @@ def test_every_speed_in_the_readme_stands_in_a_results_file():
     assert set(shown) <= measured
 
 
+def test_the_readmes_times_to_act_are_those_of_the_file():
+    file = ROOT / "benchmark/results/speed/amd-epyc-threads-1.json"
+    ms = {
+        (row["script"].rpartition(".")[2], str(row["candidates"])): f"{row['ms']:.2f}"
+        for row in json.loads(file.read_text())["act"]["rows"]
+        if row["states"] == 1
+    }
+    shown = re.findall(r"(?m)^\| (\w+) \| ([\d.]+) \| (\d+) \| ([\d.]+) \|$", README)
+    assert len(shown) == 6
+    for name, single, candidates, choice in shown:
+        assert (single, choice) == (ms[name, "1"], ms[name, candidates])
+
+
 @pytest.mark.parametrize("name", ["antmaze-umaze", "kitchen-partial", "pen"])
 def test_the_readmes_scores_on_controllers_data_are_those_of_the_files(name):
     folder = ROOT / "benchmark/results/controllers" / name
