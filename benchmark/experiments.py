@@ -1,0 +1,302 @@
+"""The tables and figures of the papers as lists of runs: which script, which flags, which number to compare.
+
+`python benchmark/run.py --experiment NAME` trains one, `--dry-run` prints its command lines. Tables and
+figures are DTQL's (arXiv 2405.19690), with the prefix srpo_ SRPO's (arXiv 2310.07297); those of local* ask
+the same questions on datasets that are part of this repository. The papers' numbers are in
+benchmark/paper/*.csv. What the project knows of a figure is its question, not which tasks it shows: the
+tasks of fig5, fig7, srpo_fig6 and srpo_fig10 are our choice.
+
+A flag that a setting does not name takes the script's own value for the task, which is the paper's.
+"""
+
+import csv
+import functools
+import importlib
+import itertools
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+PAPER = ROOT / "benchmark" / "paper"
+Numbers = dict[tuple[str, str], dict[str, tuple[float, float | None]]]  # (task, label): measure: value, std
+
+GYM = [f"{robot}-{data}-v2" for data in ("medium", "medium-replay", "medium-expert")
+       for robot in ("halfcheetah", "hopper", "walker2d")]  # fmt: skip
+MEDIUM = GYM[:3]
+MAZES = ("umaze", "umaze-diverse", "medium-play", "medium-diverse", "large-play", "large-diverse")
+ANTMAZE_V0, ANTMAZE_V2 = ([f"antmaze-{maze}-{version}" for maze in MAZES] for version in ("v0", "v2"))
+OTHERS = ["pen-human-v1", "pen-cloned-v1", "kitchen-complete-v0", "kitchen-partial-v0", "kitchen-mixed-v0"]
+TABLE4 = [*GYM, *ANTMAZE_V0, *ANTMAZE_V2, *OTHERS]
+LOCAL = "local/hopper/medium-v0"
+LOCAL_SETS = [f"local/{robot}/{data}-v0" for data in ("medium", "medium-replay")
+              for robot in ("halfcheetah", "hopper", "walker2d")]  # fmt: skip
+DTQL, IMPLICIT, KL, SRPO = "dtql_gaussian.py", "dtql_implicit.py", "kl_distill.py", "srpo.py"
+DQL, IDQL = "benchmark/baselines/diffusion_ql.py", "benchmark/baselines/idql.py"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One cell of a table: a task under one label, trained for all seeds."""
+
+    task: str  # --env-id
+    label: str  # column of the table
+    script: str  # relative to the repository root
+    flags: tuple[str, ...] = ()  # further flags of the script, as on a command line
+    note: str = ""  # why not comparable to the paper's number, where it is not
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A table or figure. Table 4 has no settings: it is compared, not trained.
+
+    measures: what a report compares, of
+      score                  the last normalised score of each seed (result.json)
+      curve                  the score at every evaluation (metrics.jsonl)
+      hours                  train_seconds / 3600 (result.json)
+      seconds_per_1k_steps   of the phase that trains the policy (metrics.jsonl)
+      seconds_per_trajectory the paper's, beside which `benchmark/speed.py --parts act` stands
+      policy_entropy         entropy.json, which run.py has benchmark/entropy.py write beside result.json
+    paper: the papers' numbers, of our labels and of other algorithms.
+    """
+
+    name: str
+    title: str
+    question: str  # what one learns from it
+    settings: tuple[Setting, ...]
+    seeds: int = 5
+    measures: tuple[str, ...] = ("score",)
+    paper: Callable[[], Numbers] = dict
+
+
+def run_dir(runs: Path, experiment: str, setting: Setting, first_seed: int) -> Path:
+    """Where run.py trains the seeds from first_seed on, and a report finds them."""
+    return runs / experiment / setting.task.replace("/", "_") / slug(setting.label) / f"seed-{first_seed}"
+
+
+def slug(label: str) -> str:
+    """The label as a folder's name: "β = 0.01" is beta-0.01."""
+    for letter, name in {"α": "alpha", "β": "beta", "σ": "sigma", "ω": "omega", "²": "2"}.items():
+        label = label.replace(letter, name)
+    return re.sub(r"[^a-z0-9.]+", "-", label.lower()).strip("-")
+
+
+# --------------------------------------------------------------------------------------- the papers' numbers
+def read(file: str) -> list[dict[str, str]]:
+    with open(PAPER / file, newline="") as lines:
+        return list(csv.DictReader(lines))
+
+
+def number(value: str, std: str = "") -> tuple[float, float | None]:
+    return float(value), float(std) if std else None
+
+
+def by_algorithm(*files: str) -> Numbers:
+    """Files with a row for each task and algorithm."""
+    rows = itertools.chain.from_iterable(map(read, files))
+    return {
+        (row["task"], row["algorithm"]): {"score": number(row["score"], row["std"])}
+        for row in rows
+        if row["score"]
+    }
+
+
+def by_column(file: str, labels: dict[str, str], measure: str = "score") -> Numbers:
+    """A file with a row for each task; labels: those of its columns with numbers, column: label."""
+    return {
+        (row["task"], label): {measure: number(row[column], row.get(f"{column}_std", ""))}
+        for row in read(file)
+        for column, label in labels.items()
+    }
+
+
+def table1() -> Numbers:
+    """Table 1, and from Table 6 the AntMaze tasks of -v2, which it has not."""
+    return by_algorithm("table1_d4rl.csv") | table6()
+
+
+def table2() -> Numbers:
+    """Table 2: a row for each quantity, all on antmaze-umaze-v0."""
+    quantities = {
+        "training s per 1k steps": "seconds_per_1k_steps",
+        "inference s per trajectory": "seconds_per_trajectory",
+        "total training hours": "hours",
+    }
+    rows = [(quantities[row["quantity"]], row) for row in read("table2_time_antmaze_umaze_v0.csv")
+            if row["quantity"] in quantities]  # fmt: skip
+    return {
+        ("antmaze-umaze-v0", label): {measure: number(row[label]) for measure, row in rows}
+        for label in ("DQL", "IDQL", "SRPO", "DTQL")
+    }
+
+
+def fig5() -> Numbers:
+    """Table 1's AntMaze scores are those with the entropy term."""
+    return {(task, "entropy 1"): x for (task, label), x in table1().items() if label == "DTQL"}
+
+
+def srpo_fig10() -> Numbers:
+    """SRPO's Table 1 has the score at one β of each task, the one in its Table 2."""
+    scores = by_algorithm("srpo_table1_d4rl.csv")
+    betas = {row["task"]: f"β = {row['beta']}" for row in read("srpo_table2_beta.csv")}
+    return {(task, beta): scores[task, "SRPO"] for task, beta in betas.items()}
+
+
+def table6() -> Numbers:
+    return by_column("table6_antmaze_v2.csv", {"SRPO": "SRPO", "DTQL": "DTQL"})
+
+
+table3 = functools.partial(
+    by_column, "table3_pretrain.csv", {"pretrain": "pretraining", "no_pretrain": "no pretraining"}
+)
+table5 = functools.partial(by_column, "table5_kl_vs_tr.csv", {"TR": "DTQL", "KL": "KL"})
+table7 = functools.partial(by_column, "table7_wall_time.csv", {"hours": "DTQL"}, "hours")
+srpo_table1 = functools.partial(by_algorithm, "srpo_table1_d4rl.csv")
+
+
+# ---------------------------------------------------------------------------------- steps, and Table 4 itself
+@functools.cache
+def load(script: str):
+    """A script or baseline as a module, for its settings and phases."""
+    if str(ROOT) not in sys.path:
+        sys.path.insert(0, str(ROOT))
+    return importlib.import_module(script.removesuffix(".py").replace("/", "."))
+
+
+def steps(setting: Setting, budget: float = 1) -> dict[str, int]:
+    """The step counts of a setting's run by flag, times budget: those of each phase, and --eval-every.
+
+    A phase of no steps stays so; all else has a step at least.
+    """
+    script = load(setting.script)
+    given = dict(zip(setting.flags, setting.flags[1:]))
+    defaults = script.settings_of(setting.task)
+    counts = {}
+    for name in (*(f"{phase}_steps" for phase in script.PHASES), "eval_every"):
+        flag = f"--{name.replace('_', '-')}"
+        count = int(given.get(flag, defaults[name]))
+        counts[flag] = max(1, round(count * budget)) if count else 0
+    return counts
+
+
+def scaled(setting: Setting, budget: float) -> Setting:
+    """The setting with all its step counts times budget, as flags."""
+    if budget == 1:
+        return setting
+    counts, kept, flags = steps(setting, budget), [], iter(setting.flags)
+    for flag in flags:
+        if flag in counts:
+            next(flags)  # its old value
+        else:
+            kept.append(flag)
+    return replace(setting, flags=(*kept, *(x for flag, n in counts.items() for x in (flag, str(n)))))
+
+
+def settings_of_table4() -> list[tuple[str, str, float, float]]:
+    """(task, column, the paper's value, dtql_gaussian.py's) for every number of Table 4."""
+    epoch = 1000  # gradient steps
+    fields = {"pretrain_epochs": ("pretrain_steps", epoch), "train_epochs": ("train_steps", epoch)}
+    cells = []
+    for row in read("table4_hyperparameters.csv"):
+        ours = load(DTQL).settings_of(row["task"])
+        for column in list(row)[1:]:
+            field, unit = fields.get(column, (column, 1))
+            cells.append((row["task"], column, float(row[column]), float(ours[field]) / unit))
+    return cells
+
+
+# ------------------------------------------------------------------------------------------------ experiments
+def grid(tasks: list[str], columns: dict[str, tuple[str, ...]], note: str = "") -> tuple[Setting, ...]:
+    """All tasks under all labels; columns: label: script and flags."""
+    return tuple(
+        Setting(task, label, script, tuple(flags), note)
+        for task in tasks
+        for label, (script, *flags) in columns.items()
+    )
+
+
+PRETRAINING = {"pretraining": (DTQL,), "no pretraining": (DTQL, "--pretrain-steps", "0")}
+OMEGAS = {
+    "ω = σ²": (SRPO,),
+    "ω = 1": (SRPO, "--omega", "one"),
+    "ω = α/σ": (SRPO, "--omega", "alpha_over_sigma"),
+    "no baseline": (SRPO, "--no-baseline"),
+}
+TIMED = ("--eval-episodes", "0")  # the papers' hours are those of training: 550 epochs of 21.83 s are 3.33 h
+TIME_TABLE = {
+    "DQL": (DQL, "--train-steps", "1000000", *TIMED),
+    "IDQL": (IDQL, "--train-steps", "3000000", *TIMED),
+    "SRPO": (SRPO, *TIMED),
+    "DTQL": (DTQL, *TIMED),
+}
+
+
+def entropies(*coefs: str) -> dict[str, tuple[str, ...]]:
+    return {f"entropy {coef}": (DTQL, "--entropy-coef", coef) for coef in coefs}
+
+
+def betas(*values: str) -> dict[str, tuple[str, ...]]:
+    return {f"β = {value}": (SRPO, "--beta", value) for value in values}
+
+
+EXPERIMENTS = {
+    experiment.name: experiment
+    for experiment in (
+        Experiment("table1", "DTQL, Table 1: scores on D4RL, and on AntMaze-v2 (Table 6)",
+                   "Does DTQL reach its scores on the 26 tasks of Table 4?",
+                   grid(TABLE4, {"DTQL": (DTQL,)}), paper=table1),
+        Experiment("table2", "DTQL, Table 2: time on antmaze-umaze-v0",
+                   "How long do DTQL, SRPO, Diffusion-QL and IDQL train?",
+                   grid(["antmaze-umaze-v0"], TIME_TABLE), seeds=1,
+                   measures=("seconds_per_1k_steps", "hours", "seconds_per_trajectory"), paper=table2),
+        Experiment("table3", "DTQL, Table 3: pretraining",
+                   "What does pretraining of critics and behaviour model add?",
+                   grid(MEDIUM, PRETRAINING), paper=table3),
+        Experiment("table4", "DTQL, Table 4: settings of the tasks",
+                   "Are the scripts' settings the paper's? (compared, not trained)", ()),
+        Experiment("table5", "DTQL, Table 5: KL against trust region",
+                   "Does a KL by score distillation do in place of the trust region?",
+                   grid(MEDIUM, {"KL": (KL,), "DTQL": (DTQL,)}), paper=table5),
+        Experiment("fig7", "DTQL, Figure 7: KL against trust region, over training",
+                   "How do the scores of Table 5 come about?",
+                   grid(MEDIUM, {"KL": (KL,), "DTQL": (DTQL,)}), measures=("curve", "score"), paper=table5),
+        Experiment("table6", "DTQL, Table 6: AntMaze-v2, DTQL against SRPO",
+                   "Which of the two is better where both papers report?",
+                   grid(ANTMAZE_V2, {"SRPO": (SRPO,), "DTQL": (DTQL,)}), paper=table6),
+        Experiment("table7", "DTQL, Table 7: training time of each task",
+                   "How many hours does each task train?",
+                   grid(TABLE4, {"DTQL": (DTQL, *TIMED)}), seeds=1, measures=("hours",), paper=table7),
+        Experiment("fig5", "DTQL, Figure 5: the entropy term",
+                   "Does the entropy term keep the policy wide, and does AntMaze need that?",
+                   grid(ANTMAZE_V0, entropies("0", "1")),
+                   measures=("score", "policy_entropy", "curve"), paper=fig5),
+        Experiment("srpo_table1", "SRPO, Table 1: scores on D4RL",
+                   "Does SRPO reach its scores on the 15 tasks of its Table 2?",
+                   grid([*GYM, *ANTMAZE_V2], {"SRPO": (SRPO,)}), paper=srpo_table1),
+        Experiment("srpo_fig6", "SRPO, Figure 6: ω(t) and the baseline",
+                   "What do the weighting ω(t) and the baseline -ε of Eq. 15 change?",
+                   grid(MEDIUM, OMEGAS), measures=("score", "curve")),
+        Experiment("srpo_fig10", "SRPO, Figure 10: the temperature β",
+                   "How much does the score depend on β? (the values of Table 2 for locomotion)",
+                   grid(MEDIUM, betas("0.01", "0.05", "0.1", "0.2", "0.5")), paper=srpo_fig10),
+        Experiment("local", "Four algorithms on the embedded dataset",
+                   "Trust region against KL and SRPO, Gaussian against implicit policy",
+                   grid([LOCAL], {"DTQL": (DTQL,), "DTQL implicit": (IMPLICIT,), "KL": (KL,),
+                                  "SRPO": (SRPO,)}), measures=("score", "curve")),
+        Experiment("local_sets", "DTQL and SRPO on the six embedded datasets",
+                   "Which of the two is better, over tasks?",
+                   grid(LOCAL_SETS, {"DTQL": (DTQL,), "SRPO": (SRPO,)})),
+        Experiment("local_pretrain", "Pretraining, on the embedded dataset",
+                   "Table 3's question", grid([LOCAL], PRETRAINING), measures=("score", "curve")),
+        Experiment("local_entropy", "The entropy term, on the embedded dataset",
+                   "Figure 5's question", grid([LOCAL], entropies("0", "1", "10")),
+                   measures=("score", "policy_entropy", "curve")),
+        Experiment("local_omega", "ω(t) and the baseline of SRPO, on the embedded dataset",
+                   "The question of SRPO's Figure 6", grid([LOCAL], OMEGAS), measures=("score", "curve")),
+        Experiment("local_beta", "SRPO's β, on the embedded dataset",
+                   "The question of SRPO's Figure 10",
+                   grid([LOCAL], betas("0.01", "0.05", "0.1", "0.2", "0.5"))),
+    )
+}  # fmt: skip
