@@ -1,0 +1,602 @@
+"""Train an experiment of benchmark/experiments.py: a table or figure of the papers, or the local ones.
+
+    pip install -r benchmark/requirements.txt
+    python benchmark/run.py --experiment local --dry-run             # its command lines, ready to be copied
+    python benchmark/run.py --experiment local --budget 0.25         # a quarter of all steps
+    python benchmark/run.py --experiment table1 --seeds-per-run 5 --runs-per-gpu auto
+    python benchmark/run.py --experiment table1 --only walker2d      # the runs with this in their path
+
+Ray runs the unmodified scripts side by side, each in a process of its own, on this machine or on a cluster
+(--address, which `ray start --head` prints), whose machines see the same files: the repository at one path,
+and --runs. A run is done when its result.json exists, so the same command again trains what is missing, and
+continues from checkpoints what was cut: bit for bit, as the scripts do. A run that fails is tried again,
+unless its input is bad (exit code 2) or its loss not finite (3), which would come again; what failed to the
+end is shown with its last lines, and makes this program's exit code 1. Ctrl-C lets the scripts write
+checkpoints, and prints the command that goes on.
+
+The runs share the machine's cores: --runs-at-once N without a GPU (default: one per core), --runs-per-gpu N
+with one. `auto` measures 1, 2, 4 and 8 copies of the first run, and keeps the number with most steps per
+second in total.
+
+Without Ray, --shard i/n runs every n-th run from the i-th on, one after the other. As a Slurm job array, in
+which `exec` and B: let a job that runs out of time interrupt this program alone, as Ctrl-C does:
+
+    #SBATCH --array=0-9 --gpus=1 --cpus-per-task=8 --signal=B:INT@120
+    exec python benchmark/run.py --experiment table1 --shard $SLURM_ARRAY_TASK_ID/10
+
+Directory of a run: {runs}/{experiment}/{task}/{label}/seed-{first}, with the script's own files, command.txt
+(its command line) and log.txt (its output). log.txt is also its lock: every process of a run inherits the
+descriptor, so that a second attempt waits for the last process of one that was given up for dead.
+"""
+
+import argparse
+import fcntl
+import json
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import typing
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+PROBED = (1, 2, 4, 8)  # copies that `auto` tries
+PROBE_SECONDS = 600  # at most, for each of them
+FINAL = {2: "bad input", 3: "a loss is not finite"}  # exit codes of a script that would come again
+INTERRUPTED = 130
+STATUS_EVERY = 60  # seconds between lines of status, where there is no live view
+# The process that becomes a script: killed with its parent, were it by kill -9 (PR_SET_PDEATHSIG is 1), and
+# open to SIGINT, which Ray blocks in all that it starts.
+LAUNCH = """
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+if os.getppid() != int(sys.argv[1]):
+    sys.exit("its parent died")
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
+"""
+
+
+def fail(message: str) -> typing.NoReturn:
+    """Ends with one line on stderr and exit code 2."""
+    print(f"run.py: {' '.join(message.split())}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+# ------------------------------------------------------------------------------------------------------ runs
+@dataclass(frozen=True)
+class Run:
+    """One process of a script, for one setting and one or several seeds."""
+
+    directory: Path
+    command: tuple[str, ...]  # as in a shell at the repository root
+    then: tuple[str, ...] = ()  # what follows it there, if anything
+    products: tuple[str, ...] = ("result.json",)  # files that are there once it is done
+
+    def done(self) -> bool:
+        return all((self.directory / name).exists() for name in self.products)
+
+    def command_line(self) -> str:
+        return " && ".join(shlex.join(command) for command in (self.command, self.then) if command)
+
+
+def shown_path(path: Path) -> str:
+    """Relative to the repository root, if it is in there."""
+    return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
+
+
+def runs_of(experiment, runs: Path, seeds: int | None, seeds_per_run: int, budget: float, flags: list[str]):
+    """All runs of an Experiment, as Run; seeds: of each setting, None as the experiment says."""
+    from benchmark import experiments
+
+    seeds = seeds or experiment.seeds
+    for setting in experiment.settings:
+        setting = experiments.scaled(setting, budget)
+        for first in range(1, seeds + 1, seeds_per_run):
+            count = min(seeds_per_run, seeds + 1 - first)
+            directory = experiments.run_dir(runs, experiment.name, setting, first)
+            command = ["python", setting.script, "--env-id", setting.task, "--seed", str(first)]
+            command += ["--num-seeds", str(count)] if count > 1 else []
+            command += [*setting.flags, *flags, "--run-dir", shown_path(directory)]
+            if "policy_entropy" in experiment.measures:
+                then = ("python", "benchmark/entropy.py", shown_path(directory))
+                yield Run(directory, tuple(command), then, ("result.json", "entropy.json"))
+            else:
+                yield Run(directory, tuple(command))
+
+
+def without_run_dir(command_line: str) -> list[str]:
+    words = shlex.split(command_line.partition(" && ")[0])
+    i = words.index("--run-dir") if "--run-dir" in words else len(words)
+    return words[:i] + words[i + 2 :]
+
+
+def check_commands(runs: list[Run]) -> None:
+    """Exits with code 2 if a directory holds a run of another command."""
+    for run in runs:
+        path = run.directory / "command.txt"
+        if path.exists() and without_run_dir(path.read_text()) != without_run_dir(run.command_line()):
+            fail(f"{path} says `{path.read_text().strip()}`, which is another run; choose another --runs, or "
+                 "the flags of then")  # fmt: skip
+
+
+# --------------------------------------------------------------------------- one attempt, where a worker runs
+def launch(command: Iterable[str], log, threads: int | None) -> subprocess.Popen:
+    """Starts `python ...` at the repository root, with all output to log."""
+    env = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
+    _, *arguments = command
+    return subprocess.Popen(
+        [sys.executable, "-c", LAUNCH, str(os.getpid()), *arguments], cwd=ROOT, env=env,
+        stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+    )  # fmt: skip
+
+
+def wait(process: subprocess.Popen) -> int:
+    """The exit code. An interrupt is passed on, and the process given the time to end by it."""
+    while True:
+        try:
+            while process.poll() is None:
+                time.sleep(0.1)
+            return process.returncode
+        except KeyboardInterrupt:
+            process.send_signal(signal.SIGINT)
+
+
+def lock(log) -> None:
+    """Returns once no other process holds the run of this log.txt, and holds it then."""
+    waited = False
+    while True:
+        try:
+            return fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if not waited:
+                note(log, "waiting for the process of an earlier attempt to end")
+            waited = True
+            time.sleep(0.5)
+
+
+def note(log, text: str) -> None:
+    log.write(f"--- {time.strftime('%F %T')} {socket.gethostname()}: {text}\n".encode())
+    log.flush()
+
+
+def attempt(run: Run, threads: int | None = None) -> int:
+    """Trains a run from its last checkpoint on, if it has one; the exit code, 0 if it is done."""
+    run.directory.mkdir(parents=True, exist_ok=True)
+    with open(run.directory / "log.txt", "ab") as log:
+        try:
+            lock(log)
+        except KeyboardInterrupt:
+            return INTERRUPTED
+        if run.done():
+            return 0
+        (run.directory / "command.txt").write_text(run.command_line() + "\n")
+        for command in ((*run.command, "--resume"), run.then):
+            if command:
+                process = launch(command, log, threads)
+                note(log, f"process {process.pid}, {threads or 'all'} threads: {shlex.join(command)}")
+                code = wait(process)
+                if code:
+                    note(log, f"exit code {code}")
+                    return code
+    return 0 if run.done() else 1
+
+
+def probe(run: Run, copies: int, threads: int) -> float:
+    """Training steps per second of that many copies of a run together, without evaluation; 0 if one fails.
+
+    Each trains until it has three lines of losses, of which the last counts: the first holds its warm-up.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        processes, directories = [], [Path(folder, str(i)) for i in range(copies)]
+        with open(Path(folder, "log.txt"), "ab") as log:
+            for directory in directories:
+                end = ("--eval-episodes", "0", "--run-dir", str(directory))
+                processes.append(launch((*run.command[:-2], *end), log, threads))
+            deadline = time.monotonic() + PROBE_SECONDS
+            while time.monotonic() < deadline:
+                speeds = [speeds_of(directory) for directory in directories]
+                ended = [process.poll() is not None for process in processes]
+                if all(len(x) >= 3 or end for x, end in zip(speeds, ended)):
+                    break
+                time.sleep(0.2)
+            for process in processes:
+                process.kill()
+                process.wait()
+        return sum(x[-1] for x in speeds) if all(speeds) else 0.0
+
+
+def speeds_of(directory: Path) -> list[float]:
+    """Steps per second in each line of losses so far, of the run's first seed."""
+    lines = [line for line in metrics(directory) if "steps_per_second" in line]
+    return [line["steps_per_second"] for line in lines if line["seed"] == lines[0]["seed"]]
+
+
+def metrics(directory: Path, tail: int = 2**20) -> list[dict]:
+    """The last lines of a run's metrics.jsonl, as far as they are complete; none if it has none yet."""
+    try:
+        with open(directory / "metrics.jsonl", "rb") as file:
+            file.seek(0, os.SEEK_END)
+            start = max(0, file.tell() - tail)
+            file.seek(start)
+            whole = file.read().rpartition(b"\n")[0].splitlines()
+    except OSError:
+        return []
+    return [json.loads(line) for line in whole[start > 0 :]]
+
+
+# -------------------------------------------------------------------------------------------- what one sees
+@dataclass
+class Progress:
+    """What the driver knows of a run."""
+
+    run: Run
+    state: str = "waiting"  # running, done, failed
+    attempts: int = 0
+    log_bytes: int = 0  # when the latest attempt was submitted: it runs once the log has grown
+    fraction: float = 0.0  # of its steps
+    score: float | None = None  # last, mean over seeds
+
+    def submitted(self) -> None:
+        self.state, self.attempts, self.log_bytes = "waiting", self.attempts + 1, self.log_size()
+
+    def log_size(self) -> int:
+        log = self.run.directory / "log.txt"
+        return log.stat().st_size if log.exists() else 0
+
+    def refresh(self) -> None:
+        if self.state == "waiting" and self.log_size() > self.log_bytes:
+            self.state = "running"
+        if self.state in ("running", "done"):
+            self.read()
+
+    def read(self) -> None:
+        """fraction and score from the run's files."""
+        lines, config = metrics(self.run.directory), self.run.directory / "config.json"
+        if not lines or not config.exists():
+            return
+        steps = sum(x for name, x in json.loads(config.read_text()).items() if name.endswith("_steps"))
+        self.fraction = 1.0 if self.state == "done" else lines[-1]["step"] / steps
+        kind = "eval/normalized_score" if any("eval/normalized_score" in x for x in lines) else "eval/return"
+        evaluations = [line for line in lines if kind in line]
+        if evaluations:
+            of_last = [line[kind] for line in evaluations if line["step"] == evaluations[-1]["step"]]
+            self.score = sum(of_last) / len(of_last)
+
+    def __str__(self) -> str:
+        score = "" if self.score is None else f", score {self.score:.1f}"
+        return f"{shown_path(self.run.directory)} ({self.fraction:.0%}{score})"
+
+
+@dataclass
+class View:
+    """Lines about a sweep: its events, and from time to time how it stands."""
+
+    progress: list[Progress]
+    started: float = field(default_factory=time.monotonic)
+    begun_with: float = 0.0
+    said: float = 0.0
+
+    def __enter__(self):
+        for x in self.progress:
+            x.read()
+        self.begun_with = sum(x.fraction for x in self.progress)
+        return self
+
+    def __exit__(self, *error) -> None:
+        pass
+
+    def status(self) -> str:
+        count = {
+            state: sum(x.state == state for x in self.progress) for state in ("done", "running", "failed")
+        }
+        fraction, seconds = sum(x.fraction for x in self.progress), time.monotonic() - self.started
+        left = len(self.progress) - fraction
+        eta = "?"
+        if fraction > self.begun_with:
+            minutes = seconds * left / (fraction - self.begun_with) / 60
+            eta = f"{minutes // 60:.0f} h {minutes % 60:.0f} min"
+        states = ", ".join(f"{n} {state}" for state, n in count.items())
+        return f"{len(self.progress)} runs: {states}; left: {eta}"
+
+    def event(self, text: str) -> None:
+        print(text, flush=True)
+
+    def update(self) -> None:
+        for x in self.progress:
+            if x.state != "done":
+                x.refresh()
+        if time.monotonic() - self.said > STATUS_EVERY:
+            self.said = time.monotonic()
+            running = [f"\n  {x}" for x in self.progress if x.state == "running"]
+            self.event(self.status() + "".join(running))
+
+
+class LiveView(View):
+    """The same in a terminal: the runs in progress as a table that stays at the bottom."""
+
+    def __enter__(self):
+        from rich.live import Live
+
+        self.live = Live(auto_refresh=False)
+        self.live.__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *error) -> None:
+        self.live.__exit__(*error)
+
+    def event(self, text: str) -> None:
+        self.live.console.print(text, markup=False, highlight=False)
+
+    def update(self) -> None:
+        from rich.table import Table
+
+        for x in self.progress:
+            if x.state != "done":
+                x.refresh()
+        table = Table(title=self.status(), title_justify="left", box=None)
+        for name in ("running", "done", "last score", "attempt"):
+            table.add_column(name, justify="left" if name == "running" else "right")
+        for x in self.progress:
+            if x.state == "running":
+                score = "" if x.score is None else f"{x.score:.1f}"
+                row = (shown_path(x.run.directory), f"{x.fraction:.0%}", score, str(x.attempts))
+                table.add_row(*row)
+        self.live.update(table, refresh=True)
+
+
+def last_lines(run: Run, count: int = 10) -> str:
+    """The end of a run's log.txt; of a progress bar's redrawn line only the last state."""
+    log = run.directory / "log.txt"
+    text = log.read_text(errors="replace") if log.exists() else ""
+    lines = [line.rpartition("\r")[2] for line in text.split("\n")]
+    return "".join(f"\n    {line}" for line in [line for line in lines if line.strip()][-count:])
+
+
+def ended(x: Progress, problem: str | None, final: bool, attempts: int, view: View) -> bool:
+    """Notes how an attempt ended, with None for the better; whether to try again."""
+    if problem is None:
+        x.state = "done"
+        x.refresh()
+        view.event(f"done: {x}")
+        return False
+    again = not final and x.attempts < attempts
+    x.state = "waiting" if again else "failed"
+    view.event(f"{'again' if again else 'failed'}: {shown_path(x.run.directory)}, attempt {x.attempts}: "
+               f"{problem}{last_lines(x.run)}")  # fmt: skip
+    return again
+
+
+def problem_of(code: int) -> str | None:
+    return f"exit code {code}" + (f" ({FINAL[code]})" if code in FINAL else "") if code else None
+
+
+# --------------------------------------------------------------------------------------------------- engines
+def train_here(progress: list[Progress], attempts: int, view: View) -> None:
+    """One run after the other; raises KeyboardInterrupt when one was interrupted."""
+    for x in progress:
+        again = True
+        while again:
+            x.submitted()
+            code = attempt(x.run)
+            if code == INTERRUPTED:
+                raise KeyboardInterrupt
+            again = ended(x, problem_of(code), code in FINAL, attempts, view)
+
+
+def train_with_ray(progress: list[Progress], args: argparse.Namespace, view: View) -> None:
+    """All runs on the machines of a Ray cluster; on Ctrl-C they write checkpoints, then KeyboardInterrupt."""
+    import ray
+
+    options, threads = share(ray, args, progress[0].run, view)
+    train = ray.remote(max_retries=0, **options)(attempt)  # each retry is one of ours, counted and shown
+    pending = {}
+
+    def submit(x: Progress) -> None:
+        x.submitted()
+        pending[train.remote(x.run, threads)] = x
+
+    try:
+        for x in progress:
+            submit(x)
+        while pending:
+            ready, _ = ray.wait(list(pending), timeout=1)
+            for task in ready:
+                x = pending.pop(task)
+                try:
+                    code = ray.get(task)
+                    problem, final = problem_of(code), code in FINAL
+                except ray.exceptions.RayTaskError as error:  # attempt() itself: a full disk, no permission
+                    problem, final = str(error.cause), False
+                except ray.exceptions.RayError as error:  # its process, or its machine, is gone
+                    problem, final = f"its worker died ({type(error).__name__})", False
+                if ended(x, problem, final, args.attempts, view):
+                    submit(x)
+            view.update()
+    except KeyboardInterrupt:
+        view.event("interrupted: the scripts write their checkpoints")
+        for task in pending:
+            ray.cancel(task)  # raises KeyboardInterrupt in attempt()
+        if pending:
+            ray.wait(list(pending), num_returns=len(pending))
+        raise
+
+
+def share(ray, args: argparse.Namespace, first: Run, view: View) -> tuple[dict[str, float], int]:
+    """What each run reserves, as options of a Ray task, and its number of threads."""
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    on_gpu = not args.runs_at_once and any(machine.get("GPU") for machine in machines)
+    kind, asked = ("GPU", args.runs_per_gpu) if on_gpu else ("CPU", args.runs_at_once)
+    machines = [machine for machine in machines if machine.get(kind)]
+    # cores of one GPU, or of one machine: of the smallest, so that every one has room for as many runs
+    cores = min(machine["CPU"] / (machine["GPU"] if on_gpu else 1) for machine in machines)
+
+    def options(n: int) -> dict[str, float]:
+        part = lambda x: int(1e4 * x / n) / 1e4  # Ray counts in units of 1e-4
+        return {"num_cpus": part(cores)} | ({"num_gpus": part(1)} if on_gpu else {})
+
+    def threads(n: int) -> int:
+        return max(1, int(cores / n))
+
+    if asked == "auto":
+        measure = ray.remote(max_retries=0, **options(1))(probe)
+        speed = {}
+        for n in PROBED if on_gpu else [n for n in PROBED if n <= cores]:
+            speed[n] = ray.get(measure.remote(first, n, threads(n)))
+            view.event(f"auto: {n} at once with {threads(n)} threads each: {speed[n]:.1f} steps per second")
+            if not speed[n]:
+                break
+        n = max(speed, key=speed.get)
+        view.event(f"auto: {n} runs per {'GPU' if on_gpu else 'machine'}")
+    else:
+        n = int(asked or (1 if on_gpu else cores))
+    return options(n), threads(n)
+
+
+def start_ray(address: str | None):
+    """Ray, connected to the cluster at the address, or to one of its own on this machine."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")  # no GPU asked for: none visible
+    try:
+        import ray
+    except ImportError:
+        fail("ray is not installed: pip install -r benchmark/requirements.txt; or use --shard, without Ray")
+    own = {"num_cpus": len(os.sched_getaffinity(0)), "include_dashboard": False, "object_store_memory": 2**27}
+    try:
+        ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR",
+                 **({} if address else own))  # fmt: skip
+    except (ConnectionError, ValueError) as error:
+        fail(f"no Ray cluster at --address {address} ({str(error)[:200]}); `ray status` shows one")
+    return ray
+
+
+# ------------------------------------------------------------------------------------------------------ main
+def show_table4() -> int:
+    """The settings of Table 4, and which of the script's differ; exit code 1 if any does."""
+    from benchmark import experiments
+
+    cells = experiments.settings_of_table4()
+    by_task: dict[str, list[str]] = {}
+    for task, column, paper, ours in cells:
+        value = f"{paper:g}" if paper == ours else f"{paper:g} (dtql_gaussian.py: {ours:g})"
+        by_task.setdefault(task, []).append(f"{column} {value}")
+    for task, values in by_task.items():
+        print(f"{task}: {', '.join(values)}")
+    differ = sum(paper != ours for _, _, paper, ours in cells)
+    print(f"{len(cells)} settings of {len(by_task)} tasks, {differ} differ")
+    return int(differ > 0)
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    from benchmark.experiments import EXPERIMENTS
+
+    def count_or_auto(text: str) -> int | str:
+        return text if text == "auto" else positive(text)
+
+    def positive(text: str, kind: Callable = int):
+        if not kind(text) > 0:
+            raise ValueError
+        return kind(text)
+
+    def shard(text: str) -> tuple[int, int]:
+        i, n = map(int, text.split("/"))
+        if not 0 <= i < n:
+            raise ValueError
+        return i, n
+
+    names = "".join(f"\n  {name:15} {x.title}. {x.question}" for name, x in EXPERIMENTS.items())
+    parser = argparse.ArgumentParser(
+        description=f"{__doc__}\nexperiments:{names}", formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.error = fail
+    add = parser.add_argument
+    add("--experiment", nargs="+", required=True, choices=EXPERIMENTS, metavar="NAME", help="see above")
+    add("--dry-run", action="store_true", help="print the command lines, run nothing")
+    add("--runs", type=Path, help="directory of the runs (default: runs, reduced ones runs/budget-N)")
+    add("--budget", type=lambda x: positive(x, float), default=1.0, help="factor of all step counts")
+    add("--seeds", type=positive, help="training seeds of each setting (default: the experiment's, mostly 5)")
+    add("--seeds-per-run", type=positive, default=1, help="seeds that train together in one process")
+    add("--only", nargs="+", default=[], metavar="TEXT", help="runs with one of these in their path")
+    add("--flags", type=shlex.split, default=[], help='more flags for every run, such as "--device cpu"')
+    add("--attempts", type=positive, default=3, help="of each run")
+    add("--runs-per-gpu", type=count_or_auto, default=1, help="a number, or auto: as measured")
+    add(
+        "--runs-at-once",
+        type=count_or_auto,
+        help="without GPU, on each machine (default: one per core), or auto",
+    )
+    add("--address", help="of a Ray cluster (default: this machine alone)")
+    add("--shard", type=shard, metavar="I/N", help="without Ray: runs I, I + N, ... one by one; I from 0")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The exit code: 0, 1 if runs failed, 130 if interrupted."""
+    args = parse(argv)
+    from benchmark.experiments import EXPERIMENTS
+
+    default = ROOT / "runs" if args.budget == 1 else ROOT / "runs" / f"budget-{args.budget:g}"
+    directory = (args.runs or default).resolve()
+    chosen = [EXPERIMENTS[name] for name in args.experiment]
+    tables = [experiment for experiment in chosen if not experiment.settings]
+    if tables and show_table4():
+        return 1
+    runs = [
+        run
+        for experiment in chosen
+        for run in runs_of(experiment, directory, args.seeds, args.seeds_per_run, args.budget, args.flags)
+    ]
+    if args.only:
+        runs = [x for x in runs if any(text in str(x.directory.relative_to(directory)) for text in args.only)]
+    if args.shard:
+        i, n = args.shard
+        runs = runs[i::n]
+    if args.dry_run:
+        for run in runs:
+            print(run.command_line())
+        return 0
+    if not runs and tables:
+        return 0
+    if not runs and not args.shard:
+        fail(f"no run of {' '.join(args.experiment)} has {' or '.join(args.only)} in its path; see --dry-run")
+    check_commands(runs)
+
+    progress = [Progress(run, "done" if run.done() else "waiting") for run in runs]
+    missing = [x for x in progress if x.state != "done"]
+    view = LiveView(progress) if sys.stdout.isatty() and not args.shard else View(progress)
+    print(f"{len(progress)} runs in {shown_path(directory)}, {len(missing)} to train", flush=True)
+    ray = None
+    try:
+        if missing and args.shard:
+            signal.signal(signal.SIGTERM, signal.default_int_handler)  # what a batch system sends first
+            with view:
+                train_here(missing, args.attempts, view)
+        elif missing:
+            ray = start_ray(args.address)
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
+            with view:
+                train_with_ray(missing, args, view)
+    except KeyboardInterrupt:
+        command = shlex.join(["python", "benchmark/run.py", *(sys.argv[1:] if argv is None else argv)])
+        print(f"interrupted; to go on: {command}", file=sys.stderr)
+        return INTERRUPTED
+    finally:
+        if ray:
+            ray.shutdown()
+    failed = [x for x in progress if x.state == "failed"]
+    print(f"{len(progress) - len(failed)} of {len(progress)} runs are done", flush=True)
+    for x in failed:
+        print(f"failed: {shown_path(x.run.directory)}{last_lines(x.run)}", file=sys.stderr)
+    return int(bool(failed))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
