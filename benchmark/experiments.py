@@ -160,10 +160,11 @@ srpo_table1 = functools.partial(by_algorithm, "srpo_table1_d4rl.csv")
 # ---------------------------------------------------------------------------------- steps, and Table 4 itself
 @functools.cache
 def load(script: str):
-    """A script or baseline as a module, for its settings and phases."""
+    """A script as a module, of a baseline its copy of a script, for settings and phases."""
     if str(ROOT) not in sys.path:
         sys.path.insert(0, str(ROOT))
-    return importlib.import_module(script.removesuffix(".py").replace("/", "."))
+    module = importlib.import_module(script.removesuffix(".py").replace("/", "."))
+    return getattr(module, "script", module)
 
 
 def steps(setting: Setting, budget: float = 1) -> dict[str, int]:

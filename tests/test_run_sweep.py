@@ -1,0 +1,343 @@
+"""Experiments as command lines, and the engine that runs them: alone, and on a Ray cluster of two nodes."""
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import tyro
+from helpers import ROOT, script_env
+
+sys.path.insert(0, str(ROOT))
+from benchmark import entropy, experiments, run
+from benchmark.experiments import EXPERIMENTS, Experiment, Setting
+
+RUNS = {  # processes of each experiment with one seed each
+    "table1": 26 * 5, "table2": 4, "table3": 3 * 2 * 5, "table4": 0, "table5": 3 * 2 * 5, "fig7": 3 * 2 * 5,
+    "table6": 6 * 2 * 5, "table7": 26, "fig5": 6 * 2 * 5, "srpo_table1": 15 * 5, "srpo_fig6": 3 * 4 * 5,
+    "srpo_fig10": 3 * 5 * 5, "local": 4 * 5, "local_sets": 6 * 2 * 5, "local_pretrain": 2 * 5,
+    "local_entropy": 3 * 5, "local_omega": 4 * 5, "local_beta": 5 * 5,
+}  # fmt: skip
+
+
+def commands(capsys, *argv: str) -> list[str]:
+    assert run.main([*argv, "--dry-run"]) == 0
+    return capsys.readouterr().out.splitlines()
+
+
+# ----------------------------------------------------------------------------------------------- experiments
+def test_every_experiment_has_as_many_runs_as_its_table_has_cells_and_seeds():
+    made = {
+        name: list(run.runs_of(experiment, ROOT / "runs", None, 1, 1.0, []))
+        for name, experiment in EXPERIMENTS.items()
+    }
+    assert {name: len(runs) for name, runs in made.items()} == RUNS
+    directories = [x.directory for runs in made.values() for x in runs]
+    assert len(set(directories)) == len(directories)
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_command_is_one_that_its_script_takes(name):
+    for setting in EXPERIMENTS[name].settings:
+        one = Experiment("x", "", "", (setting,))
+        (made,) = run.runs_of(one, ROOT / "runs", 5, 5, 1.0, [])
+        python, script, *flags = shlex.split(made.command_line().partition(" && ")[0])
+        assert python == "python" and (ROOT / script).exists()
+        module = experiments.load(script)
+        args = tyro.cli(module.Args, args=flags)
+        module.resolve(args)
+        assert args.env_id == setting.task and args.seed == 1 and args.num_seeds == 5
+        counts = {flag: getattr(args, flag[2:].replace("-", "_")) for flag in experiments.steps(setting)}
+        assert counts == experiments.steps(setting) and len(counts) == len(module.PHASES) + 1
+
+
+def test_the_commands_of_the_local_experiment_are_the_scripts_defaults(capsys):
+    flags, where = "--env-id local/hopper/medium-v0 --seed 1", "runs/local/local_hopper_medium-v0"
+    assert commands(capsys, "--experiment", "local", "--seeds", "1") == [
+        f"python dtql_gaussian.py {flags} --run-dir {where}/dtql/seed-1",
+        f"python dtql_implicit.py {flags} --run-dir {where}/dtql-implicit/seed-1",
+        f"python kl_distill.py {flags} --run-dir {where}/kl/seed-1",
+        f"python srpo.py {flags} --run-dir {where}/srpo/seed-1",
+    ]
+
+
+def test_seeds_of_one_process(capsys):
+    lines = commands(capsys, "--experiment", "local", "--only", "/dtql/", "--seeds-per-run", "2")
+    seeds = [
+        re.search(r"--seed (\d)(?: --num-seeds (\d))? --run-dir \S*/seed-(\d)$", x).groups() for x in lines
+    ]
+    assert seeds == [("1", "2", "1"), ("3", "2", "3"), ("5", None, "5")]
+
+
+def test_a_budget_is_in_the_flags_and_in_the_directory(capsys):
+    (line,) = commands(capsys, "--experiment", "local_pretrain", "--only", "no-pre", "--seeds", "1",
+                       "--budget", "0.25")  # fmt: skip
+    assert line == (
+        "python dtql_gaussian.py --env-id local/hopper/medium-v0 --seed 1 --pretrain-steps 0 "
+        "--train-steps 3000 --eval-every 750 "
+        "--run-dir runs/budget-0.25/local_pretrain/local_hopper_medium-v0/no-pretraining/seed-1"
+    )
+
+
+def test_shards_are_disjoint_and_together_the_experiment(capsys):
+    everything = commands(capsys, "--experiment", "table6", "local")
+    shards = [commands(capsys, "--experiment", "table6", "local", "--shard", f"{i}/7") for i in range(7)]
+    assert sorted(sum(shards, [])) == sorted(everything)
+    assert len(set(everything)) == len(everything) == 80
+    assert {len(shard) for shard in shards} == {11, 12}
+
+
+@pytest.mark.parametrize("name", ["table1", "table2", "table3", "table5", "table6", "table7", "srpo_table1"])
+def test_every_cell_of_a_table_has_the_papers_number(name):
+    experiment = EXPERIMENTS[name]
+    numbers = experiment.paper()
+    for setting in experiment.settings:
+        for measure in experiment.measures:
+            value, _ = numbers[setting.task, setting.label][measure]
+            assert value > 0
+
+
+@pytest.mark.parametrize(
+    "name, task, label, measure, expected",
+    [
+        ("table1", "hopper-medium-v2", "DTQL", "score", (99.6, 0.87)),
+        ("table1", "antmaze-umaze-v2", "DTQL", "score", (92.6, 1.24)),
+        ("table1", "walker2d-medium-v2", "IQL", "score", (78.3, None)),
+        ("table2", "antmaze-umaze-v0", "IDQL", "hours", (14.64, None)),
+        ("table2", "antmaze-umaze-v0", "DTQL", "seconds_per_1k_steps", (21.83, None)),
+        ("table3", "hopper-medium-v2", "no pretraining", "score", (87.6, None)),
+        ("table5", "walker2d-medium-v2", "KL", "score", (3.4, None)),
+        ("fig7", "walker2d-medium-v2", "DTQL", "score", (89.4, None)),
+        ("table6", "antmaze-large-play-v2", "SRPO", "score", (53.6, None)),
+        ("table7", "pen-cloned-v1", "DTQL", "hours", (0.6, None)),
+        ("srpo_fig10", "halfcheetah-medium-v2", "β = 0.2", "score", (60.4, 0.8)),
+        ("fig5", "antmaze-umaze-v0", "entropy 1", "score", (94.8, 1.0)),
+    ],
+)
+def test_the_papers_numbers_are_found_under_our_labels(name, task, label, measure, expected):
+    assert EXPERIMENTS[name].paper()[task, label][measure] == expected
+
+
+def test_table_4_is_the_scripts_settings_and_a_difference_fails(capsys, monkeypatch):
+    assert run.main(["--experiment", "table4"]) == 0
+    assert "234 settings of 26 tasks, 0 differ" in capsys.readouterr().out
+    tasks = experiments.load("dtql_gaussian.py").TASKS
+    monkeypatch.setitem(tasks, "pen-human-v1", (1499.0, *tasks["pen-human-v1"][1:]))
+    assert run.main(["--experiment", "table4"]) == 1
+    assert "pen-human-v1: alpha 1500 (dtql_gaussian.py: 1499)" in capsys.readouterr().out
+
+
+def test_the_entropy_of_a_squashed_gaussian_is_its_integral():
+    mean, std, high = torch.tensor([0.3]), torch.tensor([0.8]), torch.tensor([0.4])
+    noise = torch.randn(200_000, 1, generator=torch.Generator().manual_seed(0))
+    a = torch.linspace(-0.4, 0.4, 400_002, dtype=torch.float64)[1:-1]
+    z = torch.arctanh(a / 0.4)
+    normal = torch.distributions.Normal(mean.double(), std.double())
+    density = normal.log_prob(z) - torch.log(0.4 * (1 - (a / 0.4) ** 2))
+    expected = -(density.exp() * density).sum() * (a[1] - a[0])
+    assert entropy.entropy(mean, std, high, noise).item() == pytest.approx(expected.item(), abs=0.01)
+
+
+# ---------------------------------------------------------------------------------- the engine, a fake script
+FAKE = """
+import json, os, pathlib, sys, time
+flags = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+task, folder = flags["--env-id"], pathlib.Path(flags["--run-dir"])
+folder.mkdir(parents=True, exist_ok=True)
+again = (folder / "config.json").exists()
+(folder / "config.json").write_text(json.dumps({"train_steps": 1000}))
+if task == "bad":
+    sys.exit(print("bad: no such task", file=sys.stderr) or 2)
+if task == "broken" or task == "flaky" and not again:
+    sys.exit(print("a line before\\nout of luck", file=sys.stderr) or 1)
+if flags.get("--eval-episodes") == "0":  # a probe: fastest in total with two copies
+    speed = {1: 100, 2: 70, 4: 20}[len([x for x in folder.parent.iterdir() if x.is_dir()])]
+    lines = [{"step": 500 * i, "seed": 1, "steps_per_second": speed if i > 2 else 1} for i in (1, 2, 3)]
+else:
+    lines = [{"step": 1000, "seed": 1, "eval/normalized_score": 7.0}]
+(folder / "metrics.jsonl").write_text("".join(json.dumps(x) + "\\n" for x in lines))
+time.sleep(0.5)  # until all copies are there
+(folder / "result.json").write_text(json.dumps({"threads": os.environ.get("OMP_NUM_THREADS")}))
+"""
+OUTCOMES = ("fine", "bad", "broken", "flaky", "well")
+
+
+@pytest.fixture
+def fake(tmp_path, monkeypatch):
+    script = tmp_path / "fake.py"
+    script.write_text(FAKE)
+    settings = tuple(Setting(task, "x", str(script)) for task in OUTCOMES)
+    monkeypatch.setitem(EXPERIMENTS, "fake", Experiment("fake", "", "", settings, seeds=1))
+    return tmp_path / "runs"
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """A Ray cluster of two nodes on this machine; what runs in it can import benchmark/."""
+    os.environ |= {"PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0"}
+    from ray.cluster_utils import Cluster
+
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "object_store_memory": 2**27})
+    nodes.add_node(num_cpus=2, object_store_memory=2**27)
+    nodes.wait_for_nodes()
+    yield nodes
+    nodes.shutdown()
+
+
+@pytest.fixture(params=["--shard", "--address"])
+def engine(request) -> list[str]:
+    here = request.param == "--shard"
+    return ["--shard", "0/1"] if here else ["--address", request.getfixturevalue("cluster").address]
+
+
+def attempts(runs: Path, task: str) -> int:
+    return (runs / "fake" / task / "x" / "seed-1" / "log.txt").read_text().count(": process ")
+
+
+def test_a_failing_run_is_tried_again_shown_and_fails_the_sweep_whose_others_finish(fake, engine, capfd):
+    assert run.main(["--experiment", "fake", "--runs", str(fake), *engine]) == 1
+    shown = capfd.readouterr()
+    assert {task: attempts(fake, task) for task in OUTCOMES} == {
+        "fine": 1, "bad": 1, "broken": 3, "flaky": 2, "well": 1}  # fmt: skip
+    done = {path.parts[-4] for path in fake.glob("fake/*/x/seed-1/result.json")}
+    assert done == {"fine", "flaky", "well"}
+    for folder, line, code in (("bad", "no such task", 2), ("broken", "out of luck", 1)):
+        assert re.search(rf"failed: .*fake/{folder}/x/seed-1\n(    .*\n)*    .*{line}", shown.err)
+        assert re.search(rf"failed: .*fake/{folder}/x/seed-1, attempt \d: exit code {code}", shown.out)
+    assert "3 of 5 runs are done" in shown.out
+    assert re.search(r"done: .*fake/fine/x/seed-1 \(100%, score 7.0\)", shown.out)
+    script, run_dir = fake.parent / "fake.py", fake / "fake/fine/x/seed-1"
+    command = f"python {script} --env-id fine --seed 1 --run-dir {run_dir}\n"
+    assert (run_dir / "command.txt").read_text() == command
+
+    logs = {path: path.read_text() for path in fake.glob("fake/*/x/seed-1/log.txt") if path.parts[-4] in done}
+    assert run.main(["--experiment", "fake", "--runs", str(fake), *engine, "--attempts", "1"]) == 1
+    assert {path: path.read_text() for path in logs} == logs  # what is done is not run again
+    assert (attempts(fake, "bad"), attempts(fake, "broken")) == (2, 4)
+
+
+def test_a_directory_with_another_run_is_refused(fake, capsys):
+    assert run.main(["--experiment", "fake", "--runs", str(fake), "--only", "fine", "--shard", "0/1"]) == 0
+    with pytest.raises(SystemExit, match="2"):
+        run.main(["--experiment", "fake", "--runs", str(fake), "--shard", "0/1", "--flags", "--alpha 3"])
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "is another run; choose another --runs" in error
+
+
+def test_auto_keeps_the_number_with_most_steps_per_second_in_total(fake, cluster, capsys, monkeypatch):
+    monkeypatch.setitem(EXPERIMENTS, "fake", Experiment("fake", "", "", EXPERIMENTS["fake"].settings[:1], 1))
+    flags = ["--runs", str(fake), "--address", cluster.address, "--runs-at-once", "auto"]
+    assert run.main(["--experiment", "fake", *flags]) == 0
+    shown = capsys.readouterr().out
+    assert "auto: 1 at once with 2 threads each: 100.0 steps per second" in shown
+    assert "auto: 2 at once with 1 threads each: 140.0 steps per second" in shown
+    assert "auto: 2 runs per machine" in shown
+    assert json.loads((fake / "fake/fine/x/seed-1/result.json").read_text()) == {"threads": "1"}
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--experiment", "tabel1"], "invalid choice: 'tabel1'"),
+        (["--experiment", "local", "--shard", "3/3"], "argument --shard"),
+        (["--experiment", "local", "--budget", "0"], "argument --budget"),
+        (["--experiment", "local", "--only", "nothing"], "has nothing in its path"),
+    ],
+)
+def test_bad_flags_end_with_one_line(flags, message, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        run.main(flags)
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and message in error
+
+
+# ------------------------------------------------------------------------- the engine, scripts, and accidents
+SMALL = "--no-compile --batch-size 32 --eval-candidates 1 --eval-episodes 2 --checkpoint-every 20"
+TINY = ["--experiment", "local", "--seeds", "1", "--budget", "0.02", "--flags", SMALL]
+FOLDER = "local/local_hopper_medium-v0"
+
+
+def start(runs: Path, *flags: str) -> subprocess.Popen:
+    command = [sys.executable, str(ROOT / "benchmark/run.py"), *TINY, "--runs", str(runs), *flags]
+    return subprocess.Popen(command, env=script_env(runs.parent), text=True, cwd=ROOT,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+
+
+def process_of(run_dir: Path, driver: subprocess.Popen, number: int = 1) -> int:
+    """The process of the n-th attempt at a run, once it has written a checkpoint."""
+    while driver.poll() is None:
+        log = run_dir / "log.txt"
+        found = re.findall(r": process (\d+)", log.read_text()) if log.exists() else []
+        if len(found) >= number and (run_dir / "checkpoint.pt").exists():
+            return int(found[number - 1])
+        time.sleep(0.01)
+    pytest.fail(f"the sweep ended before: {driver.communicate()}")
+
+
+def parent_of(pid: int) -> int:
+    return int(re.search(r"PPid:\s*(\d+)", Path(f"/proc/{pid}/status").read_text())[1])
+
+
+def metrics(run_dir: Path) -> list[dict]:
+    """metrics.jsonl without the times in it."""
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k != "steps_per_second"} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    runs = tmp_path_factory.mktemp("undisturbed") / "runs"
+    driver = start(runs, "--only", "/dtql/", "/kl/", "--shard", "0/1")
+    out, err = driver.communicate(timeout=120)
+    assert driver.returncode == 0, out + err
+    return runs / FOLDER
+
+
+def assert_equal(undisturbed: Path, disturbed: Path, *labels: str) -> None:
+    for label in labels:
+        a, b = undisturbed / label / "seed-1", disturbed / FOLDER / label / "seed-1"
+        assert metrics(a) == metrics(b)
+        seeds = [json.loads((x / "result.json").read_text())["seeds"] for x in (a, b)]
+        assert seeds[0] == seeds[1]
+
+
+def test_a_worker_killed_and_then_a_node_leave_the_undisturbed_metrics(undisturbed, cluster, tmp_path):
+    node = cluster.add_node(num_cpus=2, object_store_memory=2**27)
+    runs = tmp_path / "runs"
+    driver = start(runs, "--only", "/dtql/", "/kl/", "--address", cluster.address)
+    worker = parent_of(first := process_of(runs / FOLDER / "dtql/seed-1", driver))
+    os.kill(worker, signal.SIGKILL)
+    process_of(runs / FOLDER / "dtql/seed-1", driver, 2)
+    with pytest.raises(ProcessLookupError):  # the script died with its worker
+        os.kill(first, 0)
+    cluster.remove_node(node, allow_graceful=False)
+    out, err = driver.communicate(timeout=120)
+    assert driver.returncode == 0, out + err
+    assert "again: " in out and "its worker died" in out and "2 of 2 runs are done" in out
+    assert_equal(undisturbed, runs, "dtql", "kl")
+
+
+def test_ctrl_c_writes_checkpoints_and_the_same_command_goes_on(undisturbed, tmp_path):
+    runs = tmp_path / "runs"
+    flags = ["--only", "/dtql/", "--runs-at-once", "1"]
+    driver = start(runs, *flags)
+    run_dir = runs / FOLDER / "dtql/seed-1"
+    process_of(run_dir, driver)
+    driver.send_signal(signal.SIGINT)
+    out, err = driver.communicate(timeout=60)
+    assert driver.returncode == 130, out + err
+    assert f"to go on: python benchmark/run.py {shlex.join(TINY)} --runs {runs}" in err
+    assert "interrupted at step" in (run_dir / "log.txt").read_text()
+    assert not (run_dir / "result.json").exists()
+    driver = start(runs, *flags)
+    out, err = driver.communicate(timeout=120)
+    assert driver.returncode == 0, out + err
+    assert "resuming" in (run_dir / "log.txt").read_text()
+    assert_equal(undisturbed, runs, "dtql")
