@@ -9,10 +9,10 @@
 Ray runs the unmodified scripts side by side, each in a process of its own, on this machine or on a cluster
 (--address, which `ray start --head` prints), whose machines see the same files: the repository at one path,
 and --runs. A run is done when its result.json exists, so the same command again trains what is missing, and
-continues from checkpoints what was cut: bit for bit, as the scripts do. A run that fails is tried again,
-unless its input is bad (exit code 2) or its loss not finite (3), which would come again; what failed to the
-end is shown with its last lines, and makes this program's exit code 1. Ctrl-C lets the scripts write
-checkpoints, and prints the command that goes on.
+continues from checkpoints what was cut: bit for bit, as the scripts do, on a CPU with as many threads. A run
+that fails is tried again, unless its input is bad (exit code 2) or its loss not finite (3), which would come
+again; what failed to the end is shown with its last lines, and makes this program's exit code 1. Ctrl-C lets
+the scripts write checkpoints, and prints the command that goes on.
 
 The runs share the machine's cores: --runs-at-once N without a GPU (default: one per core), --runs-per-gpu N
 with one. `auto` measures 1, 2, 4 and 8 copies of the first run, and keeps the number with most steps per
