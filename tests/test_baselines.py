@@ -14,6 +14,7 @@ from helpers import (
     DIMS,
     MAX_ACTION,
     OBS_DIM,
+    ROOT,
     SCRIPTS,
     doubled,
     generators,
@@ -404,6 +405,14 @@ def test_baselines_have_the_flags_that_all_scripts_share(module):
     shared -= own | {"sigma_data", "sigma_min", "sigma_max"}
     mine, scripts = fields(module), fields(load_script(SCRIPTS[0]))
     assert {name: mine.get(name, "missing") for name in shared} == {name: scripts[name] for name in shared}
+
+
+@pytest.mark.parametrize("name, module", [("diffusion_ql", diffusion_ql), ("idql", idql)])
+def test_every_flag_has_its_help_text(name, module):
+    """tyro takes it from the comment on the field's line."""
+    lines = "\n".join((ROOT / file).read_text() for file in (FILES[name], "benchmark/baselines/common.py"))
+    for field in dataclasses.fields(module.Args):
+        assert re.search(rf"^    {field.name}: .*  # .{{8,}}$", lines, re.MULTILINE), field.name
 
 
 def evaluations(run_dir) -> list[dict]:

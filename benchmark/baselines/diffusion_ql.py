@@ -38,26 +38,18 @@ scripts_act, scripts_choose_action = script.act, script.choose_action
 class Args(common.Args):
     lr_decay: bool = True  # cosine decay of all learning rates to 0 over the training steps
     eta: float = 1.0  # η, weight of Q against the denoising loss; 1 for Gym, and [ours] for every other task
-    grad_norm: float | None = (
-        None  # largest norm of a seed's gradient, of critics and of policy; None: task's
-    )
+    grad_norm: float | None = None  # largest norm of a gradient, of critics and of policy, seed by seed
 
 
 LIMITS = common.LIMITS | {"eta": (0, 1e9), "grad_norm": (1e-9, 1e9)}
-GRAD_NORM = {
-    "hopper-medium-v2": 9.0,
-    "walker2d-medium-v2": 1.0,
-    "local/hopper/medium-v0": 9.0,
-}  # last: [ours]
-OTHER_GRAD_NORM = 1.0  # [ours]: walker2d-medium's, as the scripts take for tasks they do not know
+GRAD_NORM = {"hopper-medium-v2": 9.0, "walker2d-medium-v2": 1.0, "local/hopper/medium-v0": 9.0}
+OTHER_GRAD_NORM = 1.0  # [ours], as the local one: walker2d-medium's, as the scripts take for unknown tasks
 
 
 def settings_of(env_id: str) -> dict:
     """What the flags that were not given become."""
-    return common.steps_of(env_id) | {
-        "eval_candidates": 50,
-        "grad_norm": GRAD_NORM.get(env_id, OTHER_GRAD_NORM),
-    }
+    grad_norm = GRAD_NORM.get(env_id, OTHER_GRAD_NORM)
+    return common.steps_of(env_id) | {"eval_candidates": 50, "grad_norm": grad_norm}
 
 
 # ------------------------------------------------------------------------------------------------- networks
