@@ -109,9 +109,22 @@ def test_chain_samples_gaussian_data(steps, wide, share, monkeypatch):
     assert sample.std().item() == pytest.approx(share * std, rel=0.04)
 
 
-def test_samples_stay_in_the_box():
-    sample = policy_of(lambda x, t: 3 * x, box=0.5)(None, normal(T, 1, 1000, 1))
+@pytest.mark.parametrize("wide", [False, True])
+def test_samples_stay_in_the_box(wide):
+    sample = policy_of(lambda x, t: -3 * x, box=0.5, wide=wide)(None, normal(T, 1, 1000, 1))
     assert sample.abs().max() <= 0.5 and (sample.abs() == 0.5).any()
+
+
+def test_wide_chain_is_ddpms_with_each_step_in_the_box():
+    """a_{t-1} = clip((a_t - β_t ε̂ / √(1 - ᾱ_t)) / √α_t + √β_t z), from an a_T that is not clipped."""
+    policy, noise = policy_of(lambda x, t: x.sin() + t / 9, box=0.8, wide=True), normal(T, 1, 200, 1)
+    sample = policy(None, noise)
+    x = noise[0]
+    for t, (asked, _) in zip(reversed(range(T)), policy.net.asked, strict=True):
+        assert torch.allclose(asked, x)
+        x = (x - BETA[t] / math.sqrt(1 - BAR[t]) * (x.sin() + (t + 1) / 9)) / math.sqrt(ALPHA[t])
+        x = (x + math.sqrt(BETA[t]) * noise[T - t] if t else x).clamp(-0.8, 0.8)
+    assert torch.allclose(sample, x)
 
 
 @pytest.mark.parametrize("module", [diffusion_ql, idql])
@@ -179,6 +192,10 @@ class Transcription:
         params = [param for network in networks for param in network.parameters()]
         return kind(params, lr=self.args.learning_rate, foreach=False, fused=False)
 
+    def cosines(self, *optimizers):
+        cosine = torch.optim.lr_scheduler.CosineAnnealingLR
+        return [cosine(o, self.args.train_steps) for o in optimizers if self.args.lr_decay]
+
     def noise_error(self, action, obs, u, eps, *options):
         t = (u * T).long()  # 0 .. T - 1
         bar = torch.tensor(BAR, dtype=torch.float64)[t]
@@ -197,9 +214,7 @@ class DiffusionQL(Transcription):
             self.optimizer(self.q1, self.q2),
             self.optimizer(self.policy),
         )
-        cosine = torch.optim.lr_scheduler.CosineAnnealingLR
-        optimizers = (self.q_optimizer, self.policy_optimizer)
-        self.schedulers = [cosine(o, self.args.train_steps) for o in optimizers if self.args.lr_decay]
+        self.schedulers = self.cosines(self.q_optimizer, self.policy_optimizer)
         self.norms = []
 
     def descend(self, loss, optimizer):
@@ -251,6 +266,7 @@ class IDQL(Transcription):
         super().__init__(module, agent, i)
         self.q_optimizer, self.v_optimizer = self.optimizer(self.q1, self.q2), self.optimizer(self.v)
         self.policy_optimizer = self.optimizer(self.policy, kind=torch.optim.AdamW)
+        self.schedulers = self.cosines(self.policy_optimizer)
 
     def descend(self, loss, optimizer):
         optimizer.zero_grad()
@@ -272,6 +288,8 @@ class IDQL(Transcription):
         kept = (u[1:, :, 0].T > 0.1).double() / 0.9  # [batch, 3 * 256]
         bc_loss = self.noise_error(action, obs, u[0], eps[0], kept.split(256, dim=1))
         self.descend(bc_loss, self.policy_optimizer)
+        for scheduler in self.schedulers:
+            scheduler.step()
         return {"value_loss": v_loss, "q_loss": q_loss, "v": v.mean(), "bc_loss": bc_loss}
 
 
@@ -279,6 +297,7 @@ CASES = [
     (diffusion_ql, {"grad_norm": 0.3}),
     (diffusion_ql, {"grad_norm": 1e9, "lr_decay": False, "eta": 3.0}),
     (idql, {}),
+    (idql, {"lr_decay": False}),
 ]
 
 
@@ -321,9 +340,10 @@ def test_updates_equal_a_literal_transcription(module, changes, monkeypatch):
         assert len(sides) == 4  # both critics led each seed at some step
         clipped = [norm > changes["grad_norm"] for transcription in plain for norm in transcription.norms]
         assert any(clipped) == (changes["grad_norm"] < 1e9)
-    rates = [optimizer.param_groups[0]["lr"].item() for optimizer in agent.optimizers.values()]
-    decayed = module is diffusion_ql and agent.args.lr_decay
-    assert rates == pytest.approx([0 if decayed else 1e-3] * len(rates), abs=1e-10)
+    decayed = {diffusion_ql: {"q", "policy"}, idql: {"policy"}}[module] if agent.args.lr_decay else set()
+    for name, optimizer in agent.optimizers.items():
+        rate = optimizer.param_groups[0]["lr"].item()
+        assert rate == pytest.approx(0 if name in decayed else 1e-3, abs=1e-10), name
 
 
 def test_each_seeds_gradient_is_clipped_by_its_own_norm():

@@ -87,10 +87,11 @@ def alpha_bar(t: Tensor) -> Tensor:
 
 
 class DiffusionPolicy(nn.Module):
-    """a_T ~ N(0, I), then T steps of ancestral sampling with ε̂ = net(a_t, t, obs).
+    """a_T ~ N(0, I), then T steps of ancestral sampling with ε̂ = net(a_t, t, obs), the result in the box.
 
-    wide: variance of a step β_t, else that of q(a_{t-1} | a_t, a_0), which is right for data in one point
-    (Ho et al. 2020, section 3.2). Five steps leave N(0, 0.4²) a deviation of 0.34, else 0.22.
+    wide (IDQL): the variance of a step is β_t, and the box clips each a_t. Else (Diffusion-QL): the variance
+    is that of q(a_{t-1} | a_t, a_0), right for data in one point (Ho et al. 2020, section 3.2), and the box
+    clips each predicted a_0. Five steps leave N(0, 0.4²) a deviation of 0.34 or, not wide, 0.22.
     """
 
     def __init__(self, net: nn.Module, max_action: Tensor, wide: bool):
@@ -113,8 +114,6 @@ class DiffusionPolicy(nn.Module):
     def forward(self, obs: Tensor, noise: Tensor) -> Tensor:
         """a_0 [seed, batch, action_dim] for each obs [seed, batch, obs_dim] and noise [T, seed, batch, ...]:
         a_T first, then one for each step but the last, which adds none. Gradients pass through all steps.
-
-        The box clips the predicted a_0 of each step, hence the sample: the last step returns its prediction.
         """
         x = noise[0]
         for t in range(T, 0, -1):
@@ -122,12 +121,15 @@ class DiffusionPolicy(nn.Module):
             alpha = bar / previous  # 1 - β_t
             eps = self.net(x, torch.full_like(x[..., :1], t), obs)
             clean = (x - math.sqrt(1 - bar) * eps) / math.sqrt(bar)
-            clean = clean.clamp(-self.max_action, self.max_action)
+            if not self.wide:
+                clean = clean.clamp(-self.max_action, self.max_action)  # at t = 1 this is the result
             of_clean = math.sqrt(previous) * (1 - alpha) / (1 - bar)
             x = of_clean * clean + math.sqrt(alpha) * (1 - previous) / (1 - bar) * x
             if t > 1:
                 variance = (1 - alpha) * (1 if self.wide else (1 - previous) / (1 - bar))
                 x = x + math.sqrt(variance) * noise[T + 1 - t]
+            if self.wide:
+                x = x.clamp(-self.max_action, self.max_action)
         return x
 
     def sample(self, obs: Tensor, noise: Tensor) -> Tensor:

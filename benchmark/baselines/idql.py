@@ -11,10 +11,10 @@ Each training step, on one batch of a static dataset D:
   2. a diffusion model of 5 denoising steps of the actions in D, by noise prediction alone
 Acting draws candidates from 2 and ranks them by 1; nothing else knows of Q.
 
-Critics and residual network are srpo.py's, as is all else that is not defined here. [ours]: what the project
-does not know of the paper: batch size 256 and the same steps for both models, no average of the weights, no
-decay of the learning rates, the raw t as time input, the wide variance of sampling and the box on each
-step's predicted a_0.
+Critics and residual network are srpo.py's, as is all else that is not defined here. From memory of the
+authors' code, which is not at hand: the decay of the behaviour model's learning rate, and sampling with the
+wide variance and the box on each a_t. [ours]: what the project does not know of the paper: batch size 256 and
+the same steps for both models, no average of the weights, the raw t as time input.
 """
 
 import copy
@@ -37,6 +37,7 @@ scripts_act = script.act
 # ------------------------------------------------------------------------------------------------ arguments
 @dataclass
 class Args(common.Args):
+    lr_decay: bool = True  # cosine decay of the behaviour model's learning rate to 0
     expectile: float | None = None  # τ of the expectile regression of V
     choice: typing.Literal["max_q", "expectile"] = "max_q"  # largest min(Q1, Q2), or weights |τ - 1(Q < V)|
 
@@ -62,6 +63,7 @@ class Agent(nn.Module):
         ]
         sizes = (generators, obs_dim, len(max_action))
         self.register_buffer("max_action", torch.tensor(max_action))  # [action_dim]
+        self.register_buffer("trained", torch.zeros(()))  # training steps done, for the cosine decay
         self.q = script.QNetworks(*sizes)
         self.v = script.VNetwork(generators, obs_dim)
         self.policy = DiffusionPolicy(script.Denoiser(*sizes), self.max_action, wide=True)
@@ -87,6 +89,10 @@ def train_update(agent: Agent, batch: tuple[Tensor, ...], u: Tensor, eps: Tensor
     dropout = kept.unflatten(2, (script.BLOCKS, script.HIDDEN_DIM)) / (1 - script.DROPOUT)
     bc_loss = agent.policy.loss(action, obs, u[0], eps[0], dropout)
     script.minimize(bc_loss, agent.optimizers["policy"])
+
+    agent.trained.add_(1)
+    if agent.args.lr_decay:
+        script.decay_learning_rates([agent.optimizers["policy"]], agent.trained, agent.args.train_steps)
     return losses | {"bc_loss": bc_loss.detach()}
 
 
