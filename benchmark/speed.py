@@ -14,13 +14,18 @@ the seconds that a trajectory of 1000 steps spends on them, its environment not 
 
 tf32 (on a GPU): what --tf32 changes in the losses, as means over 500 steps from the same random draws.
 
-scaling: DTQL's training step at other batch sizes, widths and numbers of seeds. picture: draws what the
-output file has of it (`--parts picture --output FILE` elsewhere, if matplotlib is missing here).
+paper: Table 2 and Fig. 4 of DTQL (time on antmaze-umaze-v0) beside ours: seconds of training per 1000 steps
+of each phase, its hours for all steps, and seconds that a trajectory of 700 steps spends on actions.
 
-The sizes are walker2d's: 17 observation and 6 action dims; batch 256, but 2048 for SRPO's behaviour model.
+scaling: DTQL's training step at other batch sizes, widths and numbers of seeds. picture: draws what the
+output file has of the last two (`--parts picture --output FILE` elsewhere, if matplotlib is missing here).
+
+Sizes but for part paper are walker2d's: 17 observation and 6 action dims; batch 256, SRPO's behaviour model
+2048. --scripts times some scripts alone, and leaves the others' rows in the output file as they are.
 """
 
 import argparse
+import csv
 import importlib
 import itertools
 import json
@@ -29,7 +34,6 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +46,11 @@ STEPS = [("dtql_gaussian", "train"), ("dtql_implicit", "train"), ("kl_distill", 
          ("srpo", "critic"), ("srpo", "behavior"), ("srpo", "policy"),
          ("benchmark.baselines.diffusion_ql", "train"),
          ("benchmark.baselines.idql", "train")]  # script, phase  # fmt: skip
-OBS_DIM, ACTION_DIM = 17, 6
+SIZES = {"walker2d-medium-v2": (17, 6), "antmaze-umaze-v0": (29, 8)}  # observation and action dims
+PAPER = {  # algorithm: column of the paper's Table 2, if it is in there
+    "dtql_gaussian": "DTQL", "srpo": "SRPO",
+    "benchmark.baselines.diffusion_ql": "DQL", "benchmark.baselines.idql": "IDQL",
+}  # fmt: skip
 PRODUCTS = {  # operator: position of its first factor
     torch.ops.aten.mm.default: 0,
     torch.ops.aten.bmm.default: 0,
@@ -76,12 +84,15 @@ def load_script(name: str):
     return getattr(module, "script", module)
 
 
-def make_agent(script, device: torch.device, compiled=False, width=256, **settings):
+def make_agent(
+    script, device: torch.device, compiled=False, width=256, env_id="walker2d-medium-v2", **settings
+):
     """An untrained agent, its networks `width` wide; settings: of its Args."""
-    args = script.Args(env_id="walker2d-medium-v2", device=str(device), compile=compiled, **settings)
+    args = script.Args(env_id=env_id, device=str(device), compile=compiled, **settings)
     script.resolve(args)
     usual, script.HIDDEN_DIM = script.HIDDEN_DIM, width
-    agent = script.Agent(OBS_DIM, [1.0] * ACTION_DIM, args, device)
+    obs_dim, action_dim = SIZES[env_id]
+    agent = script.Agent(obs_dim, [1.0] * action_dim, args, device)
     script.HIDDEN_DIM = usual
     return agent
 
@@ -91,9 +102,10 @@ def training_step(script, phase_name: str, device: torch.device, totals=None, **
     totals; and its batch size."""
     torch.manual_seed(0)
     agent = make_agent(script, device, **settings)
-    dims = [OBS_DIM, ACTION_DIM, 1, OBS_DIM, 1]
+    obs_dim, action_dim = SIZES[agent.args.env_id]
+    dims = [obs_dim, action_dim, 1, obs_dim, 1]
     transitions = torch.randn(100_000, sum(dims), device=device)
-    transitions[:, OBS_DIM : OBS_DIM + ACTION_DIM].tanh_()
+    transitions[:, obs_dim : obs_dim + action_dim].tanh_()
     transitions[:, -1] = 0
     generators = [torch.Generator(device).manual_seed(seed) for seed in script.seeds_of(agent.args)]
     phase = script.PHASES[phase_name]
@@ -189,15 +201,15 @@ def measure_step(
     }
 
 
-def measure_acting(name: str, device: torch.device, rounds: int, states: int, candidates: int) -> dict:
+def measure_acting(
+    name: str, device: torch.device, rounds: int, states: int, candidates: int, **settings
+) -> dict:
     """Median time of the script's own act() for this many episodes' states."""
     script = load_script(name)
-    agent = make_agent(script, device)
+    agent = make_agent(script, device, **settings)
     rng = np.random.default_rng(0)
-    episodes = [
-        script.Episode(i, None, rng.normal(size=OBS_DIM), torch.Generator(device).manual_seed(i))
-        for i in range(states)
-    ]
+    obs = rng.normal(size=(states, SIZES[agent.args.env_id][0]))
+    episodes = [script.Episode(i, None, x, torch.Generator(device).manual_seed(i)) for i, x in enumerate(obs)]
     act = lambda: script.act(agent, [episodes], candidates)
     act()
     calls = 1 + int(0.25 / seconds_per_call(act, device, 2))
@@ -206,15 +218,47 @@ def measure_acting(name: str, device: torch.device, rounds: int, states: int, ca
             "seconds_per_trajectory": 1e3 * seconds / states}  # fmt: skip
 
 
-def measure(part: str, device: torch.device, rounds: int, num_seeds: list[int]) -> Iterator[dict]:
-    """The rows of one part, each as soon as it is there."""
+def measure_as_paper(name: str, device: torch.device, rounds: int) -> dict:
+    """One column of the paper's Table 2, timed here; its own numbers as paper_..."""
+    env_id, trajectory = "antmaze-umaze-v0", 700
+    script = load_script(name)
+    args = make_agent(script, device, env_id=env_id).args
+    seconds, hours = {}, 0.0
+    for phase in script.PHASES:
+        row = measure_step(name, phase, device, rounds, True, env_id=env_id)
+        seconds[phase] = row["ms_per_step"]  # ms for one step are seconds for 1000
+        hours += seconds[phase] * getattr(args, f"{phase}_steps") / 1000 / 3600
+    inference = {
+        candidates: trajectory
+        / 1e3
+        * measure_acting(name, device, rounds, 1, candidates, env_id=env_id)["ms"]
+        for candidates in (1, args.eval_candidates)
+    }
+    with open(ROOT / "benchmark/paper/table2_time_antmaze_umaze_v0.csv") as file:
+        paper = {row["quantity"]: row.get(PAPER.get(name)) for row in csv.DictReader(file)}
+    return {
+        "script": name,
+        "train_s_per_1k_steps": seconds[phase],  # of the last phase
+        "of_each_phase": list(seconds.items()),
+        "hours_of_all_steps": hours,
+        "inference_s_per_trajectory": inference[args.eval_candidates],
+        "candidates": args.eval_candidates,
+        "inference_s_one_candidate": inference[1],
+        "paper_train_s_per_1k_steps": paper["training s per 1k steps"],
+        "paper_inference_s_per_trajectory": paper["inference s per trajectory"],
+    }
+
+
+def measure(part: str, device: torch.device, rounds: int, num_seeds: list[int], names: list[str]):
+    """The rows of one part, for these scripts; each as soon as it is there."""
+    steps = [(name, phase) for name, phase in STEPS if name in names]
     if part == "train":
         modes = [{"compiled": False}, {"compiled": True}]
         modes += [{"compiled": True, "tf32": True}] if device.type == "cuda" else []
-        for (name, phase), n, mode in itertools.product(STEPS, num_seeds, modes):
+        for (name, phase), n, mode in itertools.product(steps, num_seeds, modes):
             yield measure_step(name, phase, device, rounds, **mode, num_seeds=n)
     elif part == "tf32":
-        for name, phase in STEPS if device.type == "cuda" else []:
+        for name, phase in steps if device.type == "cuda" else []:
             script, means = importlib.import_module(name), []
             for tf32 in (False, True):
                 totals: dict[str, torch.Tensor] = {}
@@ -231,15 +275,35 @@ def measure(part: str, device: torch.device, rounds: int, num_seeds: list[int]) 
                     "tf32": means[1][loss],
                 }
     elif part == "act":
-        for name, states in itertools.product(dict(STEPS), (1, 100)):
+        for name, states in itertools.product(dict(steps), (1, 100)):
             own = load_script(name).settings_of("walker2d-medium-v2")["eval_candidates"]
             for candidates in sorted({1, own}):
                 yield measure_acting(name, device, rounds, states, candidates)
+    elif part == "paper":
+        for name in dict(steps):
+            yield measure_as_paper(name, device, rounds)
     else:
         for name, values in SCALING.items():
             for x in values:
                 row = measure_step("dtql_gaussian", "train", device, rounds, True, **{name: x})
                 yield {"varied": name} | row
+
+
+def key(row: dict) -> tuple:
+    """What a row is of."""
+    names = (
+        "varied",
+        "script",
+        "phase",
+        "mode",
+        "num_seeds",
+        "batch_size",
+        "width",
+        "states",
+        "candidates",
+        "loss",
+    )
+    return tuple(row.get(name) for name in names)
 
 
 def print_row(row: dict) -> None:
@@ -267,6 +331,45 @@ def draw_scaling(scaling: dict, path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
+def draw_paper(paper: dict, path: Path) -> None:
+    """Fig. 4: the algorithms' times for training and for acting, as multiples of DTQL's, theirs and ours."""
+    import matplotlib.pyplot as plt
+
+    rows = [row for row in paper["rows"] if row["script"] in PAPER]
+    dtql = next(row for row in rows if row["script"] == "dtql_gaussian")
+    figure, axes = plt.subplots(1, 2, figsize=(9, 2.8), layout="constrained")
+    series = {
+        "": (f"here, on {paper['device']}", "#1f5fa8", -0.2),
+        "paper_": ("paper, on an A5000", "#999999", 0.2),
+    }
+    for ax, name in zip(axes, ("train_s_per_1k_steps", "inference_s_per_trajectory")):
+        for prefix, (label, color, shift) in series.items():
+            for i, row in enumerate(rows):
+                value = float(row[prefix + name])
+                ax.bar(
+                    i + shift,
+                    value / float(dtql[prefix + name]),
+                    0.38,
+                    color=color,
+                    label=label if i == 0 else None,
+                )
+                ax.text(
+                    i + shift,
+                    value / float(dtql[prefix + name]),
+                    f"{value:.3g} s",
+                    ha="center",
+                    va="bottom",
+                    fontsize=7,
+                )
+        ax.set_xticks(range(len(rows)), [PAPER[row["script"]] for row in rows])
+        ax.set(yscale="log", title=name.replace("_s_", ", s ").replace("_", " ").replace("train", "training"))
+        ax.axhline(1, color="#333333", linewidth=0.6)
+        ax.margins(y=0.15)
+    axes[0].set_ylabel("multiple of DTQL's")
+    axes[0].legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=110)
+
+
 def processor() -> str:
     """The CPU's own name, where Linux tells it."""
     cpuinfo = Path("/proc/cpuinfo")
@@ -276,12 +379,22 @@ def processor() -> str:
     return names[0] if names else platform.machine()
 
 
+def device_slug(device: torch.device) -> tuple[str, str]:
+    """What this is measured on, in words and as part of a file's name."""
+    on_gpu = device.type == "cuda"
+    name = torch.cuda.get_device_name(device) if on_gpu else processor()
+    where = name if on_gpu else f"{name}, threads: {torch.get_num_threads()}"
+    return where, "-".join("".join(c if c.isalnum() else " " for c in where.lower()).split())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parts = ["train", "tf32", "act", "scaling", "picture"]
+    parts = ["train", "tf32", "act", "paper", "scaling", "picture"]
+    scripts = [name.rpartition(".")[2] for name in dict(STEPS)]
     parser.add_argument("--parts", nargs="+", choices=parts, default=parts)
+    parser.add_argument("--scripts", nargs="+", choices=scripts, default=scripts)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--num-seeds", type=int, nargs="+", default=[1], help="of part train")
@@ -290,30 +403,34 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     device = torch.device(args.device)
-    on_gpu = device.type == "cuda"
-    where = torch.cuda.get_device_name(device) if on_gpu else f"{processor()}, threads: {args.threads}"
-    slug = "-".join("".join(c if c.isalnum() else " " for c in where.lower()).split())
+    where, slug = device_slug(device)
     output = args.output or ROOT / "benchmark" / "results" / "speed" / f"{slug}.json"
     output.parent.mkdir(parents=True, exist_ok=True)
     results = json.loads(output.read_text()) if output.exists() else {}
-    versions = {"device": where, "torch": str(torch.__version__), "python": platform.python_version()}
-    command = "python " + " ".join([os.path.relpath(sys.argv[0], ROOT), *sys.argv[1:]])
+    versions = {"torch": str(torch.__version__), "python": platform.python_version()}
+    versions["command"] = "python " + " ".join([os.path.relpath(sys.argv[0], ROOT), *sys.argv[1:]])
 
     print(f"{where}, torch {torch.__version__}")
     for part in args.parts:
         if part == "picture":
-            if "scaling" not in results:
-                raise SystemExit(f"{output} has no part `scaling` to draw; run that first")
-            draw_scaling(results["scaling"], output.with_suffix(".png"))
+            for drawn, draw in (("scaling", draw_scaling), ("paper", draw_paper)):
+                if drawn not in results:
+                    raise SystemExit(f"{output} has no part `{drawn}` to draw; run that first")
+                draw(results[drawn], output.with_name(f"{output.stem}-{drawn}.png"))
             continue
         rows = []
-        for row in measure(part, device, args.rounds, args.num_seeds):
+        names = [name for name in dict(STEPS) if name.rpartition(".")[2] in args.scripts]
+        for row in measure(part, device, args.rounds, args.num_seeds, names):
             if not rows:
-                names = [key for key, x in row.items() if not isinstance(x, list)]
-                print(f"\n| {' | '.join(names)} |\n|{'---|' * len(names)}")
-            rows.append(row)
+                columns = [name for name, x in row.items() if not isinstance(x, list)]
+                print(f"\n| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
+            rows.append(row | versions)
             print_row(row)
-        results[part] = versions | {"command": command, "rows": rows}
+        if not rows:
+            continue  # tf32, on a CPU
+        new = {key(row) for row in rows}
+        kept = [row for row in results.get(part, {"rows": []})["rows"] if key(row) not in new]
+        results[part] = {"device": where, "rows": kept + rows}
         output.write_text(json.dumps(results, indent=1) + "\n")
     print(f"\nwrote {output}")
 
