@@ -305,21 +305,24 @@ def load_d4rl(name: str) -> tuple:
             missing = [key for key in keys if key not in file]
             if missing:
                 fail(f"{path} has no key {missing[0]!r}, so it is not {name}; remove it to fetch it again")
-            obs, action, reward, terminal, *timeout = (file[key][:] for key in keys)
-    except (OSError, TypeError, ValueError) as error:  # the last two: a group or a scalar under this key
+            shapes = [file[key].shape for key in keys]
+            if [len(x) for x in shapes] != [2, 2, *[1] * len(keys[2:])] or len({n for n, *_ in shapes}) > 1:
+                fail(f"{path}: its arrays have shapes {shapes}, not D4RL's; remove it to fetch it again")
+            obs, action = file["observations"], file["actions"]  # on disk
+            reward, terminal, *timeout = (file[key][:] for key in keys[2:])
+            timeout = timeout[0].astype(bool) if timeout else kitchen_timeouts(terminal.astype(bool))
+            keep = ~timeout[:-1]  # row i leads to row i + 1, but not at a timeout; the last row leads nowhere
+            rows = np.flatnonzero(keep)
+            returns = episode_returns(reward, timeout | terminal.astype(bool))
+            dims, transitions = allocate(len(rows), obs, action)
+            for start in range(0, len(rows), 2**16):  # the dataset is never there twice
+                i = rows[start : start + 2**16]
+                some_obs, some_action = (x[i[0] : i[-1] + 2] for x in (obs, action))
+                j = i - i[0]
+                parts = [some_obs[j], some_action[j], reward[i, None], some_obs[j + 1], terminal[i, None]]
+                np.concatenate(parts, 1, transitions[start : start + 2**16], casting="unsafe")
+    except (OSError, TypeError, ValueError, AttributeError) as error:  # the last three: groups, not arrays
         fail(f"{path} is truncated or not HDF5 of D4RL's ({error}); remove it to fetch it again")
-    shapes = [values.shape for values in (obs, action, reward, terminal, *timeout)]
-    if [len(shape) for shape in shapes] != [2, 2, *[1] * len(shapes[2:])] or len({n for n, *_ in shapes}) > 1:
-        fail(f"{path}: its arrays have shapes {shapes}, not D4RL's; remove it to fetch it again")
-    timeout = timeout[0].astype(bool) if timeout else kitchen_timeouts(terminal.astype(bool))
-    keep = ~timeout[:-1]  # row i leads to row i + 1, but not at a timeout; the last row leads nowhere
-    rows = np.flatnonzero(keep)
-    returns = episode_returns(reward, timeout | terminal.astype(bool))
-    dims, transitions = allocate(len(rows), obs, action)
-    for start in range(0, len(rows), 2**16):  # never a second copy of the dataset
-        i = rows[start : start + 2**16]
-        parts = [obs[i], action[i], reward[i, None], obs[i + 1], terminal[i, None]]
-        np.concatenate(parts, axis=1, out=transitions[start : start + 2**16], casting="unsafe")
     return path, 1.0, returns, rows, dims, transitions
 
 

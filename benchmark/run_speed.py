@@ -3,8 +3,7 @@
     python benchmark/run_speed.py                # needs the packages of requirements.txt
 
 startup: from the command to the end of its first training step, on a file of a million transitions in D4RL's
-layout (random numbers, of walker2d's and of AntMaze's sizes, in D4RL's chunks and compression), and the peak
-of memory over that of the same run on a file of 2000.
+layout (random numbers, of walker2d's and of AntMaze's sizes), and the memory that loading takes at most.
 
 evaluation: wall time of a training with a few evaluations in place, and in a process beside it, over that of
 the same training with none. One thread each, so that two cores are enough.
@@ -59,17 +58,17 @@ def run(folder: Path, *flags: str) -> tuple[float, dict]:
 
 
 def measure_startup(env_id: str) -> dict:
-    """Seconds of a run of one step, and its peak memory over a small file's, beside what its data takes."""
+    """Seconds of a run of one step; and the peak memory of one on a single transition, in which loading is
+    the most, over that with a small file, beside what the loaded dataset takes."""
     obs_dim, action_dim, name = SIZES[env_id]
     one_step = ["--env-id", env_id, "--pretrain-steps", "0", "--train-steps", "1", "--eval-episodes", "0"]
-    row = {"env_id": env_id}
+    row = {"env_id": env_id, "dataset_mib": 1_000_000 * 4 * (2 * obs_dim + action_dim + 2) / 2**20}
     with tempfile.TemporaryDirectory() as folder:
         for rows in (2000, 1_000_000):
             write_dataset(Path(folder) / name, rows, obs_dim, action_dim)
-            run(Path(folder), *one_step)  # the file is in the page cache, as after a download
-            seconds, result = run(Path(folder), *one_step)
-            row |= {f"s_{rows}": seconds, f"peak_mib_{rows}": result["peak_memory_mib"]}
-    row["transitions_mib"] = 1_000_000 * 4 * (2 * obs_dim + action_dim + 2) / 2**20
+            peak = run(Path(folder), *one_step, "--batch-size", "1")[1]["peak_memory_mib"]
+            row |= {f"s_{rows}": run(Path(folder), *one_step)[0], f"peak_mib_{rows}": peak}
+    row["mib_while_loading"] = row.pop("peak_mib_1000000") - row.pop("peak_mib_2000")
     return row
 
 
