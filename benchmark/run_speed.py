@@ -29,7 +29,7 @@ SIZES = {  # observation and action dims, file
     "walker2d-medium-v2": (17, 6, "walker2d_medium-v2.hdf5"),
     "antmaze-umaze-v2": (29, 8, "Ant_maze_u-maze_noisy_multistart_False_multigoal_False_sparse_fixed.hdf5"),
 }
-EVALUATION = ["--pretrain-steps", "1", "--train-steps", "8000", "--eval-every", "2000", "--compile"]
+EVALUATION = ["--pretrain-steps", "1", "--train-steps", "6000", "--eval-every", "2000", "--compile"]
 
 
 def write_dataset(path: Path, rows: int, obs_dim: int, action_dim: int) -> None:

@@ -25,6 +25,7 @@ Sizes but for part paper are walker2d's: 17 observation and 6 action dims; batch
 """
 
 import argparse
+import contextlib
 import csv
 import importlib
 import itertools
@@ -89,7 +90,8 @@ def make_agent(
 ):
     """An untrained agent, its networks `width` wide; settings: of its Args."""
     args = script.Args(env_id=env_id, device=str(device), compile=compiled, **settings)
-    script.resolve(args)
+    with contextlib.redirect_stdout(None):  # "not in the paper; settings: ..."
+        script.resolve(args)
     usual, script.HIDDEN_DIM = script.HIDDEN_DIM, width
     obs_dim, action_dim = SIZES[env_id]
     agent = script.Agent(obs_dim, [1.0] * action_dim, args, device)
@@ -366,7 +368,7 @@ def draw_paper(paper: dict, path: Path) -> None:
         ax.axhline(1, color="#333333", linewidth=0.6)
         ax.margins(y=0.15)
     axes[0].set_ylabel("multiple of DTQL's")
-    axes[0].legend(frameon=False, fontsize=8)
+    figure.legend(loc="outside lower center", ncol=2, frameon=False, fontsize=8)
     figure.savefig(path, dpi=110)
 
 

@@ -10,6 +10,7 @@ import pytest
 from helpers import ROOT, SCRIPTS
 
 sys.path.insert(0, str(ROOT / "benchmark"))
+import speed_tables  # noqa: E402
 import summarize  # noqa: E402
 
 README = (ROOT / "README.md").read_text()
@@ -19,36 +20,9 @@ def test_the_readme_shows_the_table_that_summarize_makes():
     assert summarize.table(ROOT / "benchmark/results/local-hopper-medium") in README
 
 
-def test_every_speed_in_the_readme_stands_in_a_results_file():
-    files = (ROOT / "benchmark/results/speed").glob("*.json")
-    measured = {
-        (
-            row["script"].rpartition(".")[2],
-            row["phase"],
-            row["mode"],
-            f"{row['ms_per_step']:.1f}",
-            f"{row['ratio']:.2f}",
-        )
-        for file in files
-        for row in json.loads(file.read_text()).get("train", {"rows": []})["rows"]
-    }
-    row = r"^\| (\w+) \| (\w+) \| \d+ \| (eager|compiled|graph.*?) \| \d+ \| ([\d.]+) \| [\d.]+ \| ([\d.]+) "
-    shown = re.findall(row, README, re.M)
-    assert {script for script, *_ in shown} >= {name.removesuffix(".py") for name in SCRIPTS}
-    assert set(shown) <= measured
-
-
-def test_the_readmes_times_to_act_are_those_of_the_file():
-    file = ROOT / "benchmark/results/speed/amd-epyc-threads-1.json"
-    ms = {
-        (row["script"].rpartition(".")[2], str(row["candidates"])): f"{row['ms']:.2f}"
-        for row in json.loads(file.read_text())["act"]["rows"]
-        if row["states"] == 1
-    }
-    shown = re.findall(r"(?m)^\| (\w+) \| ([\d.]+) \| (\d+) \| ([\d.]+) \|$", README)
-    assert len(shown) == 6
-    for name, single, candidates, choice in shown:
-        assert (single, choice) == (ms[name, "1"], ms[name, candidates])
+@pytest.mark.parametrize("page", speed_tables.PAGES)
+def test_the_tables_of_speed_are_those_of_the_files(page):
+    assert speed_tables.page(page) == (ROOT / page).read_text()
 
 
 @pytest.mark.parametrize("name", ["antmaze-umaze", "kitchen-partial", "pen"])
@@ -60,12 +34,6 @@ def test_the_readmes_scores_on_controllers_data_are_those_of_the_files(name):
         rf"\| {name}\S* \| {data}, {episodes} \| {total.removeprefix('return ')} \| \d+ \| {scores[0]:.1f} \|"
     )
     assert len(scores) == 1 and re.search(row, README)
-
-
-def test_the_readmes_speeds_of_environments_are_those_of_the_file():
-    file = ROOT / "benchmark/results/speed/amd-epyc-environments-2-cores.json"
-    for name, *speeds, seconds in (row.values() for row in json.loads(file.read_text())["rows"]):
-        assert f"| {name} | {' | '.join(f'{x:.0f}' for x in speeds)} | {seconds / 60:.0f} |" in README
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
