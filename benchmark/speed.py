@@ -368,7 +368,7 @@ def draw_paper(paper: dict, path: Path) -> None:
         ax.axhline(1, color="#333333", linewidth=0.6)
         ax.margins(y=0.15)
     axes[0].set_ylabel("multiple of DTQL's")
-    figure.legend(loc="outside lower center", ncol=2, frameon=False, fontsize=8)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncol=2, frameon=False)
     figure.savefig(path, dpi=110)
 
 
