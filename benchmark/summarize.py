@@ -10,21 +10,10 @@ import json
 import sys
 from pathlib import Path
 
-import h5py
 import numpy as np
+from report import dataset_score, each, spread
 
-ROOT = Path(__file__).resolve().parents[1]
 TIMES = {"train_seconds": "training", "eval_seconds": "evaluating"}
-
-
-def dataset_score(env_id: str) -> float:
-    """The normalised score of the mean episode of an embedded dataset."""
-    folder = ROOT / "datasets" / env_id / "data"
-    reference = json.loads((folder / "metadata.json").read_text())
-    low, high = reference["ref_min_score"], reference["ref_max_score"]
-    with h5py.File(folder / "main_data.hdf5", "r") as file:
-        returns = [float(np.sum(episode["rewards"])) for episode in file.values()]
-    return 100 * (np.mean(returns) - low) / (high - low)
 
 
 def curve(run: Path) -> dict[int, np.ndarray]:
@@ -63,14 +52,6 @@ def table(results: Path) -> str:
             f"- {name}: `{command}`, {' and '.join(minutes)}. Step, and each seed: {'; '.join(points)}."
         )
     return "\n".join([*rows, "", *notes])
-
-
-def spread(values) -> str:
-    return f"{np.mean(values):.1f} ± {np.std(values, ddof=1):.1f}"
-
-
-def each(values) -> str:
-    return ", ".join(f"{value:.0f}" for value in values)
 
 
 if __name__ == "__main__":

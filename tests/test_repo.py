@@ -10,6 +10,7 @@ import pytest
 from helpers import ROOT, SCRIPTS
 
 sys.path.insert(0, str(ROOT / "benchmark"))
+import report  # noqa: E402
 import speed_tables  # noqa: E402
 import summarize  # noqa: E402
 
@@ -18,6 +19,13 @@ README = (ROOT / "README.md").read_text()
 
 def test_the_readme_shows_the_table_that_summarize_makes():
     assert summarize.table(ROOT / "benchmark/results/local-hopper-medium") in README
+
+
+def test_the_readmes_reports_are_those_of_the_files():
+    for name, shown in re.findall(r"(?s)<!-- report:(\w+) -->\n(.*?)<!-- /report -->", README):
+        (comparison,) = report.collect(ROOT / "benchmark" / "results" / name)
+        command = f"python benchmark/report.py benchmark/results/{name} --readme"
+        assert shown.strip() == report.readme_block(comparison, command)
 
 
 @pytest.mark.parametrize("page", speed_tables.PAGES)
