@@ -536,11 +536,13 @@ def readme_block(comparison: Comparison, command: str) -> str:
             rows.append(["the dataset's mean episode", f"{behaviour:.1f}", "", "", ""])
         for cell in (x for x in comparison.cells.values() if x.setting.task == task):
             rows.append(readme_row(cell))
-            hours = [cell.mean(lambda run: run.result[f"{x}_seconds"] / 60) for x in ("train", "eval")]
-            seeds = distinct(len(run.seeds) for run in cell.runs)
+            train, evaluate = (
+                cell.mean(lambda run: run.result[f"{x}_seconds"] / 60) for x in ("train", "eval")
+            )
             notes.append(
-                f"- {cell.setting.label}: `{cell.runs[0].command}`; {hours[0]:.0f} min of training and "
-                f"{hours[1]:.0f} min of evaluating for {seeds} seeds at once."
+                f"- {cell.setting.label}: `{cell.runs[0].command}`, the first of {len(cell.runs)} with "
+                f"{distinct(len(run.seeds) for run in cell.runs)} seeds at once; {train:.0f} min of training and "
+                f"{evaluate:.0f} min of evaluating."
             )
     runs, cells = comparison.runs, comparison.cells.values()
     header = ["policy", "score, mean ± std over seeds", "IQM (95 % interval)", "each seed", "best evaluation"]
