@@ -49,7 +49,7 @@ STYLE = {
     "svg.fonttype": "none", "svg.hashsalt": "report", "text.parse_math": False, "font.size": 9,
     "font.sans-serif": ["DejaVu Sans"], "axes.spines.top": False, "axes.spines.right": False,
 }  # fmt: skip
-COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00"]  # Okabe and Ito's
+COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]  # Okabe and Ito's
 MARKERS = "osD^vP"
 Looks = dict[str, dict]  # of each label: color and marker, the same in all pictures
 
@@ -143,7 +143,8 @@ def score_table(comparison: Comparison, numbers: Numbers) -> Table:
     """A row for each setting, after the own score of a dataset that is at hand."""
     header = ["task", "algorithm", "seeds", "last score", "best score", "last, each seed"]
     header += [f"paper ({comparison.experiment.source})"] if numbers else []
-    header += ["† because"]
+    marked = any(cell.reasons() for cell in comparison.cells.values())
+    header += ["† because"] if marked else []
     rows = []
     for task in comparison.tasks:
         behaviour = dataset_score(task)
@@ -158,12 +159,10 @@ def score_table(comparison: Comparison, numbers: Numbers) -> Table:
             row = [task, label, str(len(last)), spread(last) + "†" * bool(reasons)]
             row += [spread(cell.scores("best")), each(last)]
             row += [published(numbers, task, label, "score")] if numbers else []
-            rows.append([*row, "; ".join(reasons)])
+            rows.append(row + (["; ".join(reasons)] if marked else []))
     episodes = distinct(run.result["episodes"] for run in comparison.runs)
-    caption = (
-        f"Scores, mean ± std over seeds, {episodes} episodes for each. †: not comparable to the papers'."
-    )
-    return Table(caption, header, rows)
+    caption = f"Scores, mean ± std over seeds, {episodes} episodes for each."
+    return Table(caption + " †: not comparable to the papers'." * marked, header, rows)
 
 
 def paper_table(comparison: Comparison, numbers: Numbers) -> Table:
@@ -284,8 +283,8 @@ def draw(caption: str, height: float, plot: Callable, **axes) -> Picture:
 
 def draw_curves(comparison: Comparison, task: str, looks: Looks) -> Picture:
     def plot(ax) -> None:
-        for label, look in looks.items():
-            cell = comparison.cells.get((task, label))
+        for label in comparison.labels:
+            cell, look = comparison.cells.get((task, label)), looks[label]
             steps, scores = cell.curves() if cell else ([], ())
             if not steps:
                 continue
@@ -536,13 +535,11 @@ def readme_block(comparison: Comparison, command: str) -> str:
             rows.append(["the dataset's mean episode", f"{behaviour:.1f}", "", "", ""])
         for cell in (x for x in comparison.cells.values() if x.setting.task == task):
             rows.append(readme_row(cell))
-            train, evaluate = (
-                cell.mean(lambda run: run.result[f"{x}_seconds"] / 60) for x in ("train", "eval")
-            )
+            minutes = [cell.mean(lambda run: run.result[f"{x}_seconds"] / 60) for x in ("train", "eval")]
+            at_once = distinct(len(run.seeds) for run in cell.runs)
             notes.append(
-                f"- {cell.setting.label}: `{cell.runs[0].command}`, the first of {len(cell.runs)} with "
-                f"{distinct(len(run.seeds) for run in cell.runs)} seeds at once; {train:.0f} min of training and "
-                f"{evaluate:.0f} min of evaluating."
+                f"- {cell.setting.label}: `{cell.runs[0].command}`, first of {len(cell.runs)} runs, "
+                f"{at_once} seeds at once; {minutes[0]:.0f} min training and {minutes[1]:.0f} min evaluating."
             )
     runs, cells = comparison.runs, comparison.cells.values()
     header = ["policy", "score, mean ± std over seeds", "IQM (95 % interval)", "each seed", "best evaluation"]

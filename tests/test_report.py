@@ -413,8 +413,8 @@ def test_a_folder_without_runs_is_one_line_and_exit_code_2(flags, what, tmp_path
 
 
 def test_a_run_of_the_script_itself_is_reported_as_it_said(tmp_path, monkeypatch):
-    flags = ["--no-compile", "--pretrain-steps", 2, "--train-steps", 2, "--batch-size", 8, "--num-seeds", 3,
-             "--eval-episodes", 1, "--eval-candidates", 1, "--eval-workers", 0, "--run-dir", "runs/mine"]  # fmt: skip
+    flags = ["--no-compile", "--pretrain-steps", 2, "--train-steps", 2, "--batch-size", 8, "--num-seeds", 3]
+    flags += ["--eval-episodes", 1, "--eval-candidates", 1, "--eval-workers", 0, "--run-dir", "runs/mine"]
     ran = run_script("dtql_gaussian.py", *flags, cwd=tmp_path)
     assert ran.returncode == 0, ran.stderr
     markdown, _ = make_report(tmp_path / "runs", monkeypatch)
