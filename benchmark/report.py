@@ -454,6 +454,8 @@ def section_of(comparison: Comparison, looks: Looks) -> Section:
            if planned and len(x.owner) < experiment.seeds]  # fmt: skip
     if missing:
         notes.append(f"Without a finished run: {len(missing)} of {len(planned)}, {', '.join(missing)}.")
+    if comparison.unfinished:
+        notes.append(f"Unfinished and not counted: {len(comparison.unfinished)} runs, listed at the end.")
     if few:
         notes.append(f"Fewer seeds than the experiment's {experiment.seeds}: {', '.join(few)}.")
     if any(len(cell.scores("last")) for cell in cells.values()):

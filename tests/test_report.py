@@ -285,6 +285,7 @@ def test_an_unfinished_run_is_listed_and_not_counted(tmp_path, monkeypatch):
         assert f"{folder}: line 2 of metrics.jsonl is cut off; left out" in text
         assert f"{never} has no config.json: it never began; not counted" in text
         assert "Fewer seeds than the experiment's 5: DTQL on hopper-medium-v2 (2)." in text
+        assert "Unfinished and not counted: 1 runs, listed at the end." in text
         assert text.count("none: fewer than 3 seeds") == 1  # instead of the IQM's interval
 
 
