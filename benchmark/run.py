@@ -193,7 +193,8 @@ def attempt(run: Run, threads: int | None = None) -> int:
 def probe(run: Run, copies: int, threads: int) -> float:
     """Training steps per second of that many copies of a run together, without evaluation; 0 if one fails.
 
-    Each trains until it has three lines of losses, of which the last counts: the first holds its warm-up.
+    Each trains until it has three lines of losses, of which the last counts: the first holds its warm-up. In
+    general all are of the script's first phase.
     """
     with tempfile.TemporaryDirectory() as folder:
         processes, directories = [], [Path(folder, str(i)) for i in range(copies)]
@@ -260,16 +261,19 @@ class Progress:
 
     def read(self) -> None:
         """fraction and score from the run's files."""
-        lines, config = metrics(self.run.directory), self.run.directory / "config.json"
-        if not lines or not config.exists():
-            return
-        steps = sum(x for name, x in json.loads(config.read_text()).items() if name.endswith("_steps"))
-        self.fraction = 1.0 if self.state == "done" else lines[-1]["step"] / steps
-        kind = "eval/normalized_score" if any("eval/normalized_score" in x for x in lines) else "eval/return"
-        evaluations = [line for line in lines if kind in line]
-        if evaluations:
-            of_last = [line[kind] for line in evaluations if line["step"] == evaluations[-1]["step"]]
-            self.score = sum(of_last) / len(of_last)
+        lines = metrics(self.run.directory)
+        if self.state == "done":
+            self.fraction = 1.0
+        elif lines:
+            config = json.loads((self.run.directory / "config.json").read_text())
+            steps = sum(value for name, value in config.items() if name.endswith("_steps"))
+            self.fraction = lines[-1]["step"] / steps
+        for kind in ("eval/normalized_score", "eval/return"):  # the latter where there is no score
+            evaluated = [line["step"] for line in lines if kind in line]
+            if evaluated:
+                of_last = [line[kind] for line in lines if kind in line and line["step"] == evaluated[-1]]
+                self.score = sum(of_last) / len(of_last)
+                break
 
     def __str__(self) -> str:
         score = "" if self.score is None else f", score {self.score:.1f}"
@@ -299,7 +303,7 @@ class View:
             state: sum(x.state == state for x in self.progress) for state in ("done", "running", "failed")
         }
         fraction, seconds = sum(x.fraction for x in self.progress), time.monotonic() - self.started
-        left = len(self.progress) - fraction
+        left = sum(1 - x.fraction for x in self.progress if x.state != "failed")
         eta = "?"
         if fraction > self.begun_with:
             minutes = seconds * left / (fraction - self.begun_with) / 60
@@ -311,9 +315,13 @@ class View:
         print(text, flush=True)
 
     def update(self) -> None:
+        """To be called about once a second."""
         for x in self.progress:
-            if x.state != "done":
+            if x.state in ("waiting", "running"):
                 x.refresh()
+        self.show()
+
+    def show(self) -> None:
         if time.monotonic() - self.said > STATUS_EVERY:
             self.said = time.monotonic()
             running = [f"\n  {x}" for x in self.progress if x.state == "running"]
@@ -336,24 +344,21 @@ class LiveView(View):
     def event(self, text: str) -> None:
         self.live.console.print(text, markup=False, highlight=False)
 
-    def update(self) -> None:
+    def show(self) -> None:
+        from rich.console import Group
         from rich.table import Table
 
-        for x in self.progress:
-            if x.state != "done":
-                x.refresh()
-        table = Table(title=self.status(), title_justify="left", box=None)
+        table = Table(box=None)
         for name in ("running", "done", "last score", "attempt"):
             table.add_column(name, justify="left" if name == "running" else "right")
         for x in self.progress:
             if x.state == "running":
                 score = "" if x.score is None else f"{x.score:.1f}"
-                row = (shown_path(x.run.directory), f"{x.fraction:.0%}", score, str(x.attempts))
-                table.add_row(*row)
-        self.live.update(table, refresh=True)
+                table.add_row(shown_path(x.run.directory), f"{x.fraction:.0%}", score, str(x.attempts))
+        self.live.update(Group(self.status(), table), refresh=True)
 
 
-def last_lines(run: Run, count: int = 10) -> str:
+def last_lines(run: Run, count: int) -> str:
     """The end of a run's log.txt; of a progress bar's redrawn line only the last state."""
     log = run.directory / "log.txt"
     text = log.read_text(errors="replace") if log.exists() else ""
@@ -371,7 +376,7 @@ def ended(x: Progress, problem: str | None, final: bool, attempts: int, view: Vi
     again = not final and x.attempts < attempts
     x.state = "waiting" if again else "failed"
     view.event(f"{'again' if again else 'failed'}: {shown_path(x.run.directory)}, attempt {x.attempts}: "
-               f"{problem}{last_lines(x.run)}")  # fmt: skip
+               f"{problem}{last_lines(x.run, 3)}")  # fmt: skip
     return again
 
 
@@ -594,7 +599,7 @@ def main(argv: list[str] | None = None) -> int:
     failed = [x for x in progress if x.state == "failed"]
     print(f"{len(progress) - len(failed)} of {len(progress)} runs are done", flush=True)
     for x in failed:
-        print(f"failed: {shown_path(x.run.directory)}{last_lines(x.run)}", file=sys.stderr)
+        print(f"failed: {shown_path(x.run.directory)}{last_lines(x.run, 10)}", file=sys.stderr)
     return int(bool(failed))
 
 

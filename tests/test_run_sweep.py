@@ -1,6 +1,7 @@
 """Experiments as command lines, and the engine that runs them: alone, and on a Ray cluster of two nodes."""
 
 import json
+import math
 import os
 import re
 import shlex
@@ -327,6 +328,13 @@ def test_a_worker_killed_and_then_a_node_leave_the_undisturbed_metrics(undisturb
     assert driver.returncode == 0, out + err
     assert out.count("its worker died") == 2 and "1 of 1 runs are done" in out
     assert_equal_runs(undisturbed, run_dir)
+
+
+def test_the_entropy_of_a_trained_policy_is_below_that_of_uniform_actions(undisturbed):
+    entropy.main(undisturbed)
+    written = json.loads((undisturbed / "entropy.json").read_text())
+    assert list(written["seeds"]) == ["1"] and written["states"] > 10_000
+    assert 0 < written["seeds"]["1"] < 3 * math.log(2)  # 3 dims in [-1, 1]; barely trained: wide
 
 
 def test_ctrl_c_writes_checkpoints_and_the_same_command_goes_on(undisturbed, tmp_path):
