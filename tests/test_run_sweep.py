@@ -1,7 +1,6 @@
 """Experiments as command lines, and the engine that runs them: alone, and on a Ray cluster of two nodes."""
 
 import json
-import math
 import os
 import re
 import shlex
@@ -100,7 +99,7 @@ def test_every_cell_of_a_table_has_the_papers_number(name):
     experiment = EXPERIMENTS[name]
     numbers = experiment.paper()
     for setting in experiment.settings:
-        for measure in experiment.measures:
+        for measure in set(experiment.measures) - {"curve"}:
             value, _ = numbers[setting.task, setting.label][measure]
             assert value > 0
 
@@ -224,6 +223,19 @@ def test_a_failing_run_is_tried_again_shown_and_fails_the_sweep_whose_others_fin
     assert (attempts(fake, "bad"), attempts(fake, "broken")) == (2, 4)
 
 
+def test_an_attempt_waits_for_the_process_of_the_one_before(fake):
+    """A process that inherited log.txt from an attempt given up for dead still holds the run."""
+    (x, *_) = run.runs_of(EXPERIMENTS["fake"], fake, None, 1, 1.0, [])
+    x.directory.mkdir(parents=True)
+    with open(x.directory / "log.txt", "ab") as log:
+        run.lock(log)
+        orphan = subprocess.Popen(["sh", "-c", "sleep 2; echo the orphan ends"], stdout=log)
+    assert run.attempt(x) == 0 and orphan.wait() == 0
+    orphans, own = (x.directory / "log.txt").read_text().split("the orphan ends\n")
+    assert "waiting for the process of an earlier attempt to end" in orphans
+    assert own.count(": process ") == 1 and ": process " not in orphans
+
+
 def test_a_directory_with_another_run_is_refused(fake, capsys):
     assert run.main(["--experiment", "fake", "--runs", str(fake), "--only", "fine", "--shard", "0/1"]) == 0
     with pytest.raises(SystemExit, match="2"):
@@ -260,8 +272,8 @@ def test_bad_flags_end_with_one_line(flags, message, capsys):
 
 
 # ------------------------------------------------------------------------- the engine, scripts, and accidents
-SMALL = "--no-compile --batch-size 32 --eval-candidates 1 --eval-episodes 2 --checkpoint-every 20"
-TINY = ["--experiment", "local", "--seeds", "1", "--budget", "0.02", "--flags", SMALL]
+SMALL = "--no-compile --batch-size 32 --eval-candidates 1 --eval-episodes 1 --checkpoint-every 20"
+TINY = ["--experiment", "local", "--seeds", "1", "--budget", "0.01", "--flags", SMALL]
 RUN = "local/local_hopper_medium-v0/dtql/seed-1"
 
 
@@ -330,14 +342,23 @@ def test_a_worker_killed_and_then_a_node_leave_the_undisturbed_metrics(undisturb
     assert_equal_runs(undisturbed, run_dir)
 
 
-def test_the_entropy_of_a_trained_policy_is_below_that_of_uniform_actions(undisturbed):
+def test_the_entropy_of_a_run_is_that_of_its_saved_policy(undisturbed):
     entropy.main(undisturbed)
     written = json.loads((undisturbed / "entropy.json").read_text())
-    assert list(written["seeds"]) == ["1"] and written["states"] > 10_000
-    assert 0 < written["seeds"]["1"] < 3 * math.log(2)  # 3 dims in [-1, 1]; barely trained: wide
+    script = experiments.load("dtql_gaussian.py")
+    saved = script.load_model(undisturbed / "model.pt", torch.device("cpu"))
+    agent = script.load_agent(saved, script.saved_args(saved["config"]), torch.device("cpu"))
+    dataset = script.load_dataset("local/hopper/medium-v0")
+    mean, std = agent.policy(torch.from_numpy(dataset.transitions[None, :, : dataset.dims[0]]))
+    policy = torch.distributions.TransformedDistribution(
+        torch.distributions.Normal(mean, std), torch.distributions.TanhTransform(cache_size=1)
+    )  # actions of Hopper lie in [-1, 1]
+    torch.manual_seed(0)
+    expected = -policy.log_prob(policy.sample()).sum(dim=-1).mean()
+    assert written["seeds"] == {"1": pytest.approx(expected.item(), abs=0.05)}
 
 
-def test_ctrl_c_writes_checkpoints_and_the_same_command_goes_on(undisturbed, tmp_path):
+def test_ctrl_c_writes_checkpoints_from_which_the_sweep_goes_on_also_without_ray(undisturbed, tmp_path):
     runs, run_dir = tmp_path / "runs", tmp_path / "runs" / RUN
     driver = start(runs, "--only", "/dtql/")
     process_of(run_dir, driver)
@@ -347,7 +368,7 @@ def test_ctrl_c_writes_checkpoints_and_the_same_command_goes_on(undisturbed, tmp
     assert f"to go on: python benchmark/run.py {shlex.join(TINY)} --runs {runs} --only /dtql/" in err
     assert "interrupted at step" in (run_dir / "log.txt").read_text()
     assert not (run_dir / "result.json").exists()
-    driver = start(runs, "--only", "/dtql/")
+    driver = start(runs, "--only", "/dtql/", "--shard", "0/1")
     out, err = driver.communicate(timeout=120)
     assert driver.returncode == 0, out + err
     assert "resuming" in (run_dir / "log.txt").read_text()
