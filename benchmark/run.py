@@ -150,6 +150,11 @@ def wait(process: subprocess.Popen) -> int:
             process.send_signal(signal.SIGINT)
 
 
+def heed_interrupts() -> None:
+    """SIGINT raises KeyboardInterrupt, also where it was ignored, as in the background of a shell."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def lock(log) -> None:
     """Returns once no other process holds the run of this log.txt, and holds it then."""
     waited = False
@@ -170,6 +175,7 @@ def note(log, text: str) -> None:
 
 def attempt(run: Run, threads: int | None = None) -> int:
     """Trains a run from its last checkpoint on, if it has one; the exit code, 0 if it is done."""
+    heed_interrupts()
     run.directory.mkdir(parents=True, exist_ok=True)
     with open(run.directory / "log.txt", "ab") as log:
         try:
@@ -470,6 +476,7 @@ def start_ray(address: str | None):
     """Ray, connected to the cluster at the address, or to one of its own on this machine."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")  # no GPU asked for: none visible
+    os.environ.setdefault("RAY_worker_niceness", "0")  # as a script that is started by hand
     try:
         import ray
     except ImportError:
@@ -579,6 +586,7 @@ def main(argv: list[str] | None = None) -> int:
     view = LiveView(progress) if sys.stdout.isatty() and not args.shard else View(progress)
     print(f"{len(progress)} runs in {shown_path(directory)}, {len(missing)} to train", flush=True)
     ray = None
+    heed_interrupts()
     try:
         if missing and args.shard:
             signal.signal(signal.SIGTERM, signal.default_int_handler)  # what a batch system sends first

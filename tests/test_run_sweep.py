@@ -278,9 +278,11 @@ RUN = "local/local_hopper_medium-v0/dtql/seed-1"
 
 
 def start(runs: Path, *flags: str) -> subprocess.Popen:
+    """run.py in the background of a shell that has no job control: with SIGINT ignored."""
     command = [sys.executable, str(ROOT / "benchmark/run.py"), *TINY, "--runs", str(runs), *flags]
     return subprocess.Popen(command, env=script_env(runs.parent), text=True, cwd=ROOT,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN))  # fmt: skip
 
 
 def process_of(run_dir: Path, driver: subprocess.Popen, number: int = 1) -> int:
