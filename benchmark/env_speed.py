@@ -22,7 +22,7 @@ import gymnasium as gym
 import torch
 
 import dtql_gaussian as script
-from benchmark.speed import ROOT, processor
+from benchmark.speed import ROOT, processor, slug, versions
 
 NAMES = ["hopper-medium-v2", "walker2d-medium-v2", "halfcheetah-medium-v2", "antmaze-umaze-v2",
          "pen-human-v1", "kitchen-mixed-v0"]  # fmt: skip
@@ -70,9 +70,8 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     n = args.workers
-    slug = "-".join("".join(c if c.isalnum() else " " for c in processor().lower()).split())
-    output = ROOT / "benchmark" / "results" / "speed" / f"{slug}-environments-{n}-cores.json"
-    versions = {"device": f"{processor()}, {n} cores", "torch": str(torch.__version__)}
+    output = ROOT / "benchmark" / "results" / "speed" / f"{slug(processor())}-environments-{n}-cores.json"
+    source = versions(torch.device("cpu")) | {"device": f"{processor()}, {n} cores"}
     rows = []
     print(f"{processor()}, steps per second")
     print(f"| name | random | 1 action, 1 core | 1 action, {n} cores | 1024, 1 core | 1024, {n} cores | s |")
@@ -89,7 +88,7 @@ def main() -> None:
         *_, test_episodes = script.TASKS[name]
         row["seconds"] = 5 * test_episodes * env.spec.max_episode_steps / rate
         rows.append(row)
-        output.write_text(json.dumps(versions | {"rows": rows}, indent=1) + "\n")
+        output.write_text(json.dumps(source | {"rows": rows}, indent=1) + "\n")
         print(
             "| " + " | ".join(x if isinstance(x, str) else f"{x:.0f}" for x in row.values()) + " |",
             flush=True,

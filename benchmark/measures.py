@@ -21,7 +21,7 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmark.baselines.common import copy_of
-from benchmark.speed import ROOT, device_slug, seconds_per_call, training_step
+from benchmark.speed import ROOT, seconds_per_call, slug, training_step, versions
 
 
 # ---------------------------------------------------------------- without a measure that the scripts have
@@ -65,12 +65,15 @@ def not_frozen(script) -> None:
 
 
 def five_gathers(script) -> None:
+    parts = []
+
     def draw(transitions, dims, generators, args, phase):
         n, on = getattr(args, phase.batch_size), {"device": transitions.device}
         rows = torch.stack([torch.randint(len(transitions), (n,), generator=g, **on) for g in generators])
         u = torch.stack([torch.rand(phase.uniform, n, 1, generator=g, **on) for g in generators], dim=1)
         eps = [torch.randn(phase.normal, n, dims[1], generator=g, **on) for g in generators]
-        parts = script.__dict__.setdefault("parts", [x.contiguous() for x in transitions.split(dims, dim=1)])
+        if not parts:
+            parts.extend(x.contiguous() for x in transitions.split(dims, dim=1))
         return [x[rows] for x in parts], u, torch.stack(eps, dim=1)
 
     script.draw = draw
@@ -134,6 +137,7 @@ class Measure:
 
 
 MEASURES = [
+    Measure("nothing: how far the ratio strays by itself", lambda script: None, "1.0"),
     Measure("Mish by one exponential", torch_mish, "1.1 eager, 1.0 compiled"),
     Measure("Adam in one fused kernel", default_adam, "1.1 eager, 1.1 compiled; 1.5 eager on a GPU"),
     Measure("Q1 and Q2 in one batched product", two_passes, "1.0; 1.2 eager on a GPU"),
@@ -160,7 +164,10 @@ def measure(m: Measure, compiled: bool, device: torch.device, rounds: int) -> di
             step()
         steps.append(step)
     calls = 1 + int(0.25 / seconds_per_call(steps[0], device, 3))
-    pairs = [[seconds_per_call(step, device, calls) for step in steps] for _ in range(rounds)]
+    pairs = []
+    for i in range(rounds):  # in turn, which comes first
+        order = 1 if i % 2 == 0 else -1
+        pairs.append([seconds_per_call(step, device, calls) for step in steps[::order]][::order])
     ratios = sorted(new / own for own, new in pairs)
     return {
         "measure": m.name,
@@ -186,12 +193,12 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     device = torch.device(args.device)
-    where, slug = device_slug(device)
-    output = args.output or ROOT / "benchmark" / "results" / "speed" / f"{slug}-measures.json"
+    source = versions(device)
+    name = f"{slug(source['device'])}-measures.json"
+    output = args.output or ROOT / "benchmark" / "results" / "speed" / name
     rows = []
-    print(
-        f"{where}, torch {torch.__version__}\n\n| measure | mode | ms own | ms changed | ratio | quartiles |"
-    )
+    print(f"{source['device']}, torch {torch.__version__}\n")
+    print("| measure | mode | ms own | ms changed | ratio | quartiles |")
     print("|---|---|---|---|---|---|")
     for m in MEASURES:
         for compiled in m.modes:
@@ -201,8 +208,7 @@ def main() -> None:
             print(f"| {m.name}{'' if m.kept else ' (not kept)'} | {row['mode']} | {row['ms_own']:.2f} "
                   f"| {row['ms_changed']:.2f} | {row['ratio']:.2f} | {low:.2f} to {high:.2f} |",
                   flush=True)  # fmt: skip
-            results = {"device": where, "torch": str(torch.__version__), "rows": rows}
-            output.write_text(json.dumps(results, indent=1) + "\n")
+            output.write_text(json.dumps(source | {"rows": rows}, indent=1) + "\n")
     print(f"\nwrote {output}")
 
 

@@ -220,13 +220,12 @@ def acting_table(comparison: Comparison, numbers: Numbers) -> Table:
     settings = {Path(x.script).stem: x for x in comparison.experiment.settings}
     rows = []
     for file in sorted((ROOT / "benchmark" / "results" / "speed").glob("*.json")):
-        act = json.loads(file.read_text()).get("act", {"rows": []})
-        for row in act["rows"]:
+        for row in json.loads(file.read_text()).get("act", []):
             setting = settings.get(row["script"].rpartition(".")[2])
             if setting and row["states"] == 1:
                 theirs = published(numbers, setting.task, setting.label, "seconds_per_trajectory", 2)
                 ours = f"{row['seconds_per_trajectory']:.2f}"
-                rows.append([setting.label, str(row["candidates"]), ours, theirs, act["device"]])
+                rows.append([setting.label, str(row["candidates"]), ours, theirs, row["device"]])
     header = ["algorithm", "candidates", "s per 1000 actions", f"paper ({comparison.experiment.source})"]
     return Table("Time to act in one state after the other (benchmark/speed.py).", [*header, "device"], rows)
 

@@ -27,7 +27,8 @@ Sizes but for part paper are walker2d's: 17 observation and 6 action dims; batch
 import argparse
 import contextlib
 import csv
-import importlib
+import gc
+import importlib.util
 import itertools
 import json
 import os
@@ -145,25 +146,23 @@ def seconds_per_call(function, device: torch.device, calls: int) -> float:
 
 
 class PeakMemory:
-    """MiB in use at most inside `with`: on a GPU what torch allocated, else the process's resident memory,
-    in which torch itself has about 200 MiB."""
+    """MiB that torch allocated on a GPU at most inside `with`, beyond those of before; None on a CPU, where a
+    process's peak also has what was measured before (a run's result.json has its own)."""
 
     def __init__(self, device: torch.device):
-        self.device = device
+        self.device, self.mib = device, None
 
     def __enter__(self):
         if self.device.type == "cuda":
+            gc.collect()
+            torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(self.device)
-        else:
-            Path("/proc/self/clear_refs").write_text("5")  # Linux: forgets the peak
+            self.before = torch.cuda.memory_allocated(self.device)
         return self
 
     def __exit__(self, *error):
         if self.device.type == "cuda":
-            self.mib = torch.cuda.max_memory_allocated(self.device) / 2**20
-        else:
-            status = Path("/proc/self/status").read_text().splitlines()
-            self.mib = next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 2**10
+            self.mib = (torch.cuda.max_memory_allocated(self.device) - self.before) / 2**20
 
 
 def measure_step(
@@ -220,33 +219,36 @@ def measure_acting(
             "seconds_per_trajectory": 1e3 * seconds / states}  # fmt: skip
 
 
+def steps_as_paper(name: str) -> dict[str, int]:
+    """Steps of each phase on antmaze-umaze-v0: the script's own, but for the baselines the paper's epochs."""
+    script = load_script(name)
+    paper = {"DQL": {"train": 1_000_000}, "IDQL": {"train": 3_000_000}}.get(PAPER.get(name), {})
+    own = script.settings_of("antmaze-umaze-v0")
+    return {phase: paper.get(phase, own[f"{phase}_steps"]) for phase in script.PHASES}
+
+
 def measure_as_paper(name: str, device: torch.device, rounds: int) -> dict:
     """One column of the paper's Table 2, timed here; its own numbers as paper_..."""
     env_id, trajectory = "antmaze-umaze-v0", 700
     script = load_script(name)
-    args = make_agent(script, device, env_id=env_id).args
-    seconds, hours = {}, 0.0
+    own = script.settings_of(env_id)["eval_candidates"]
+    phases = {}  # ms for one step are seconds for 1000
     for phase in script.PHASES:
-        row = measure_step(name, phase, device, rounds, True, env_id=env_id)
-        seconds[phase] = row["ms_per_step"]  # ms for one step are seconds for 1000
-        hours += seconds[phase] * getattr(args, f"{phase}_steps") / 1000 / 3600
-    inference = {
-        candidates: trajectory
-        / 1e3
-        * measure_acting(name, device, rounds, 1, candidates, env_id=env_id)["ms"]
-        for candidates in (1, args.eval_candidates)
-    }
+        phases[phase] = measure_step(name, phase, device, rounds, True, env_id=env_id)["ms_per_step"]
+    seconds = sum(phases[phase] * steps / 1000 for phase, steps in steps_as_paper(name).items())
+    ms = {n: measure_acting(name, device, rounds, 1, n, env_id=env_id)["ms"] for n in (1, own)}
     with open(ROOT / "benchmark/paper/table2_time_antmaze_umaze_v0.csv") as file:
         paper = {row["quantity"]: row.get(PAPER.get(name)) for row in csv.DictReader(file)}
     return {
         "script": name,
-        "train_s_per_1k_steps": seconds[phase],  # of the last phase
-        "of_each_phase": list(seconds.items()),
-        "hours_of_all_steps": hours,
-        "inference_s_per_trajectory": inference[args.eval_candidates],
-        "candidates": args.eval_candidates,
-        "inference_s_one_candidate": inference[1],
+        "train_s_per_1k_steps": phases[phase],  # of the last phase
+        "of_each_phase": list(phases.items()),
+        "training_hours": seconds / 3600,
+        "inference_s_per_trajectory": trajectory * ms[own] / 1e3,
+        "candidates": own,
+        "inference_s_one_candidate": trajectory * ms[1] / 1e3,
         "paper_train_s_per_1k_steps": paper["training s per 1k steps"],
+        "paper_training_hours": paper["total training hours"],
         "paper_inference_s_per_trajectory": paper["inference s per trajectory"],
     }
 
@@ -261,7 +263,7 @@ def measure(part: str, device: torch.device, rounds: int, num_seeds: list[int], 
             yield measure_step(name, phase, device, rounds, **mode, num_seeds=n)
     elif part == "tf32":
         for name, phase in steps if device.type == "cuda" else []:
-            script, means = importlib.import_module(name), []
+            script, means = load_script(name), []
             for tf32 in (False, True):
                 totals: dict[str, torch.Tensor] = {}
                 step, _ = training_step(script, phase, device, totals, tf32=tf32)
@@ -293,19 +295,8 @@ def measure(part: str, device: torch.device, rounds: int, num_seeds: list[int], 
 
 def key(row: dict) -> tuple:
     """What a row is of."""
-    names = (
-        "varied",
-        "script",
-        "phase",
-        "mode",
-        "num_seeds",
-        "batch_size",
-        "width",
-        "states",
-        "candidates",
-        "loss",
-    )
-    return tuple(row.get(name) for name in names)
+    of = "device varied script phase mode num_seeds batch_size width states candidates loss"
+    return tuple(row.get(name) for name in of.split())
 
 
 def print_row(row: dict) -> None:
@@ -313,13 +304,24 @@ def print_row(row: dict) -> None:
     print("| " + " | ".join(map(str, values)) + " |", flush=True)
 
 
-def draw_scaling(scaling: dict, path: Path) -> None:
+def draw(results: dict, output: Path) -> None:
+    """Pictures of what there is, beside the output file."""
+    if not importlib.util.find_spec("matplotlib"):
+        print(f"no matplotlib here; elsewhere: benchmark/speed.py --parts picture --output {output.name}")
+        return
+    if "scaling" in results:
+        draw_scaling(results["scaling"], output.with_name(f"{output.stem}-scaling.png"))
+    if set(PAPER) <= {row["script"] for row in results.get("paper", [])}:
+        draw_paper(results["paper"], output.with_name(f"{output.stem}-paper.png"))
+
+
+def draw_scaling(scaling: list[dict], path: Path) -> None:
     """Time per step against batch size, width and number of seeds, beside what its products alone take."""
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, len(SCALING), figsize=(9, 2.8), sharey=True, layout="constrained")
     for ax, (name, values) in zip(axes, SCALING.items()):
-        of_name = [row for row in scaling["rows"] if row["varied"] == name]
+        of_name = [row for row in scaling if row["varied"] == name]
         ax.plot(values, [row["ms_per_step"] for row in of_name], "o-", color="#1f5fa8", label="training step")
         ax.plot(values, [row["ms_bare_products"] for row in of_name], "o--", color="#999999",
                 label="its matrix products alone")  # fmt: skip
@@ -329,45 +331,35 @@ def draw_scaling(scaling: dict, path: Path) -> None:
         ax.grid(color="#eeeeee")
     axes[0].set_ylabel("ms per step")
     axes[0].legend(frameon=False, fontsize=8)
-    figure.suptitle(f"dtql_gaussian.py, compiled, on {scaling['device']}", fontsize=9)
+    figure.suptitle(f"dtql_gaussian.py, compiled, on {scaling[0]['device']}", fontsize=9)
     figure.savefig(path, dpi=110)
 
 
-def draw_paper(paper: dict, path: Path) -> None:
+def draw_paper(paper: list[dict], path: Path) -> None:
     """Fig. 4: the algorithms' times for training and for acting, as multiples of DTQL's, theirs and ours."""
     import matplotlib.pyplot as plt
 
-    rows = [row for row in paper["rows"] if row["script"] in PAPER]
-    dtql = next(row for row in rows if row["script"] == "dtql_gaussian")
-    figure, axes = plt.subplots(1, 2, figsize=(9, 2.8), layout="constrained")
-    series = {
-        "": (f"here, on {paper['device']}", "#1f5fa8", -0.2),
-        "paper_": ("paper, on an A5000", "#999999", 0.2),
+    rows = {PAPER[row["script"]]: row for row in paper if row["script"] in PAPER}
+    panels = {
+        "train_s_per_1k_steps": "training, s per 1000 steps\n(SRPO: of its policy alone)",
+        "training_hours": "hours of all training",
+        "inference_s_per_trajectory": "inference, s per trajectory",
     }
-    for ax, name in zip(axes, ("train_s_per_1k_steps", "inference_s_per_trajectory")):
-        for prefix, (label, color, shift) in series.items():
-            for i, row in enumerate(rows):
-                value = float(row[prefix + name])
-                ax.bar(
-                    i + shift,
-                    value / float(dtql[prefix + name]),
-                    0.38,
-                    color=color,
-                    label=label if i == 0 else None,
-                )
-                ax.text(
-                    i + shift,
-                    value / float(dtql[prefix + name]),
-                    f"{value:.3g} s",
-                    ha="center",
-                    va="bottom",
-                    fontsize=7,
-                )
-        ax.set_xticks(range(len(rows)), [PAPER[row["script"]] for row in rows])
-        ax.set(yscale="log", title=name.replace("_s_", ", s ").replace("_", " ").replace("train", "training"))
-        ax.axhline(1, color="#333333", linewidth=0.6)
-        ax.margins(y=0.15)
-    axes[0].set_ylabel("multiple of DTQL's")
+    series = {"": (f"here, on {paper[0]['device']}", "#1f5fa8"), "paper_": ("paper, on an A5000", "#999999")}
+    figure, axes = plt.subplots(1, len(panels), figsize=(9, 2.8), layout="constrained")
+    for ax, (name, title) in zip(axes, panels.items()):
+        for prefix, (label, color) in series.items():
+            values = [float(row[prefix + name]) for row in rows.values()]
+            multiples = [value / float(rows["DTQL"][prefix + name]) for value in values]
+            ax.plot(multiples, list(rows), "o", color=color, label=label)
+            for x, y, value in zip(multiples, rows, values):
+                ax.annotate(f"{value:.3g}", (x, y), (0, 5), textcoords="offset points", ha="center",
+                            fontsize=7, color=color)  # fmt: skip
+        ax.set(xscale="log", title=title)
+        ax.title.set_fontsize(9)
+        ax.axvline(1, color="#333333", linewidth=0.6)
+        ax.margins(x=0.15, y=0.2)
+    axes[1].set_xlabel("multiple of DTQL's")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncol=2, frameon=False)
     figure.savefig(path, dpi=110)
 
@@ -381,12 +373,23 @@ def processor() -> str:
     return names[0] if names else platform.machine()
 
 
-def device_slug(device: torch.device) -> tuple[str, str]:
-    """What this is measured on, in words and as part of a file's name."""
-    on_gpu = device.type == "cuda"
-    name = torch.cuda.get_device_name(device) if on_gpu else processor()
-    where = name if on_gpu else f"{name}, threads: {torch.get_num_threads()}"
-    return where, "-".join("".join(c if c.isalnum() else " " for c in where.lower()).split())
+def slug(text: str) -> str:
+    """As part of a file's name."""
+    return "-".join("".join(c if c.isalnum() else " " for c in text.lower()).split())
+
+
+def describe(device: torch.device) -> str:
+    """What this is measured on."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{processor()}, threads: {torch.get_num_threads()}"
+
+
+def versions(device: torch.device) -> dict[str, str]:
+    """Where a number comes from: device, versions and command."""
+    command = " ".join(["python", os.path.relpath(sys.argv[0], ROOT), *sys.argv[1:]])
+    return {"device": describe(device), "torch": str(torch.__version__),
+            "python": platform.python_version(), "command": command}  # fmt: skip
 
 
 def main() -> None:
@@ -405,20 +408,15 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     device = torch.device(args.device)
-    where, slug = device_slug(device)
-    output = args.output or ROOT / "benchmark" / "results" / "speed" / f"{slug}.json"
+    source = versions(device)
+    output = args.output or ROOT / "benchmark" / "results" / "speed" / f"{slug(source['device'])}.json"
     output.parent.mkdir(parents=True, exist_ok=True)
     results = json.loads(output.read_text()) if output.exists() else {}
-    versions = {"torch": str(torch.__version__), "python": platform.python_version()}
-    versions["command"] = "python " + " ".join([os.path.relpath(sys.argv[0], ROOT), *sys.argv[1:]])
 
-    print(f"{where}, torch {torch.__version__}")
+    print(f"{source['device']}, torch {torch.__version__}")
     for part in args.parts:
         if part == "picture":
-            for drawn, draw in (("scaling", draw_scaling), ("paper", draw_paper)):
-                if drawn not in results:
-                    raise SystemExit(f"{output} has no part `{drawn}` to draw; run that first")
-                draw(results[drawn], output.with_name(f"{output.stem}-{drawn}.png"))
+            draw(results, output)
             continue
         rows = []
         names = [name for name in dict(STEPS) if name.rpartition(".")[2] in args.scripts]
@@ -426,14 +424,11 @@ def main() -> None:
             if not rows:
                 columns = [name for name, x in row.items() if not isinstance(x, list)]
                 print(f"\n| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
-            rows.append(row | versions)
+            rows.append(row | source)
             print_row(row)
-        if not rows:
-            continue  # tf32, on a CPU
-        new = {key(row) for row in rows}
-        kept = [row for row in results.get(part, {"rows": []})["rows"] if key(row) not in new]
-        results[part] = {"device": where, "rows": kept + rows}
-        output.write_text(json.dumps(results, indent=1) + "\n")
+            new = {key(row) for row in rows}
+            results[part] = [row for row in results.get(part, []) if key(row) not in new] + rows
+            output.write_text(json.dumps(results, indent=1) + "\n")
     print(f"\nwrote {output}")
 
 

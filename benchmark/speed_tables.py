@@ -16,10 +16,9 @@ def files_of(pattern: str) -> list[dict]:
     return [json.loads(path.read_text()) for path in sorted(RESULTS.glob(pattern))]
 
 
-def rows_of(part: str) -> list[dict]:
-    """This part's rows of all files of speed.py, each with its device."""
-    files = [file[part] for file in files_of("*.json") if part in file]
-    return [row | {"device": file["device"]} for file in files for row in file["rows"]]
+def rows_of(part: str, pattern: str = "*-threads-?.json") -> list[dict]:
+    """This part's rows in files of speed.py."""
+    return [row for file in files_of(pattern) for row in file.get(part, [])]
 
 
 def table(head: str, rows: list[list]) -> str:
@@ -32,22 +31,24 @@ def short(script: str) -> str:
 
 
 def speed() -> str:
-    """The README's: one thread of a CPU."""
-    one_thread = lambda part: [row for row in rows_of(part) if row["device"].endswith("threads: 1")]
+    """The README's: one seed, one thread of a CPU; acting in the row of the last phase."""
+    here = "amd-epyc-threads-1.json"
     steps: dict[tuple, dict] = {}
-    for row in one_thread("train"):
-        steps.setdefault((row["script"], row["phase"]), {})[row["mode"]] = row
-    ms = {(row["script"], row["candidates"]): row["ms"] for row in one_thread("act") if row["states"] == 1}
+    for row in rows_of("train", here):
+        if row["num_seeds"] == 1:
+            steps.setdefault((row["script"], row["phase"]), {})[row["mode"]] = row
+    ms = {(row["script"], row["candidates"]): row["ms"] for row in rows_of("act", here) if row["states"] == 1}
+    last = dict(list(steps))  # script: its last phase
     rows = []
     for (script, phase), modes in steps.items():
         cells = [f"{modes[mode]['ms_per_step']:.1f}" for mode in ("eager", "compiled")]
         cells += [f"{modes[mode]['ratio']:.2f}" for mode in ("eager", "compiled")]
         most = max(candidates for name, candidates in ms if name == script)
-        cells += [f"{ms[script, 1]:.2f}", f"{ms[script, most]:.1f} ({most})" if most > 1 else ""]
-        rows.append([short(script), phase, *cells])
+        acting = [f"{ms[script, 1]:.2f}", f"{ms[script, most]:.1f} ({most})" if most > 1 else ""]
+        rows.append([short(script), phase, *cells, *(acting if last[script] == phase else ["", ""])])
     head = (
         "script | phase | ms per step, eager | compiled | over its products, eager | compiled | "
-        "ms to act, by one action | by the best of"
+        "ms for one action | for the choice among several"
     )
     return table(head, rows)
 
@@ -56,11 +57,10 @@ def train() -> str:
     rows = [
         [row["device"], short(row["script"]), row["phase"], row["mode"], row["num_seeds"],
          f"{row['ms_per_step']:.1f}", f"{row['steps_per_second']:.1f}",
-         f"{row['ratio']:.2f} ({row['ratio_range'][0]:.2f} to {row['ratio_range'][1]:.2f})",
-         f"{row['peak_mib']:.0f}"]
+         f"{row['ratio']:.2f} ({row['ratio_range'][0]:.2f} to {row['ratio_range'][1]:.2f})"]
         for row in rows_of("train")
     ]  # fmt: skip
-    head = "device | script | phase | mode | seeds | ms per step | steps/s | over its products (range) | MiB"
+    head = "device | script | phase | mode | seeds | ms per step | steps/s | over its products (range)"
     return table(head, rows)
 
 
@@ -74,17 +74,19 @@ def act() -> str:
 
 
 def paper() -> str:
-    rows = [
-        [row["device"], short(row["script"]),
-         ", ".join(f"{phase} {seconds:.1f}" for phase, seconds in row["of_each_phase"]),
-         row["paper_train_s_per_1k_steps"] or "", f"{row['hours_of_all_steps']:.1f}",
-         f"{row['inference_s_per_trajectory']:.2f} ({row['candidates']})",
-         f"{row['inference_s_one_candidate']:.2f}", row["paper_inference_s_per_trajectory"] or ""]
-        for row in rows_of("paper")
-    ]  # fmt: skip
+    rows = []
+    for row in rows_of("paper"):
+        of_phases = ", ".join(f"{phase} {seconds:.1f}" for phase, seconds in row["of_each_phase"])
+        theirs = [row[f"paper_{name}"] or "" for name in
+                  ("train_s_per_1k_steps", "training_hours", "inference_s_per_trajectory")]  # fmt: skip
+        acting = [f"{row['inference_s_per_trajectory']:.2f} ({row['candidates']})",
+                  f"{row['inference_s_one_candidate']:.2f}"]  # fmt: skip
+        hours = f"{row['training_hours']:.1f}"
+        rows.append([short(row["script"]), of_phases, theirs[0], hours, theirs[1], *acting, theirs[2],
+                     row["device"]])  # fmt: skip
     head = (
-        "device | script | training, s per 1000 steps | paper's | hours of all steps | "
-        "s per trajectory (candidates) | with 1 candidate | paper's"
+        "script | training, s per 1000 steps | paper | hours of all training | paper | "
+        "s per trajectory (candidates) | with 1 candidate | paper | device"
     )
     return table(head, rows)
 
@@ -100,23 +102,28 @@ def measures() -> str:
 
 
 def startup() -> str:
-    rows = [
-        [file["device"], row["env_id"], f"{row['s_2000']:.1f}", f"{row['s_1000000']:.1f}",
-         f"{row['dataset_mib']:.0f}", f"{row['mib_while_loading']:.0f}"]
-        for file in files_of("*-runs.json") for row in file["startup"]
-    ]  # fmt: skip
-    head = "device | sizes of | s, 2000 transitions | s, a million | MiB of the million | MiB to load it"
+    rows = []
+    for row in rows_of("startup", "*-runs.json"):
+        seconds = [f"{row[f's_{x}']:.1f}" for x in ("2000", "1000000", "1000000_compiled_warm",
+                                                    "1000000_compiled_cold")]  # fmt: skip
+        mib = [f"{row[x]:.0f}" for x in ("dataset_mib", "mib_while_loading")]
+        rows.append([row["env_id"], *seconds, *mib, row["device"]])
+    head = (
+        "sizes of | s, 2000 transitions | s, a million | compiled, in the cache | compiled, not in it | "
+        "MiB of the million | MiB to load it | device"
+    )
     return table(head, rows)
 
 
 def evaluation() -> str:
+    found = rows_of("evaluation", "*-runs.json")
+    pure = {row["device"]: row["wall_s"] for row in found if row["evaluation"] == "none"}
     rows = [
-        [file["device"], row["evaluation"], f"{row['wall_s']:.0f}",
-         f"{row['wall_s'] / file['evaluation'][0]['wall_s']:.2f}", f"{row['train_s']:.0f}",
-         f"{row['stood_still_s']:.0f}"]
-        for file in files_of("*-runs.json") for row in file["evaluation"]
+        [row["evaluation"], f"{row['wall_s']:.0f}", f"{row['wall_s'] / pure[row['device']]:.2f}",
+         f"{row['train_s']:.0f}", f"{row['stood_still_s']:.0f}", row["device"]]
+        for row in found
     ]  # fmt: skip
-    return table("device | evaluation | wall s | over none | training s | stood still s", rows)
+    return table("evaluation | wall s | over none | training s | stood still s | device", rows)
 
 
 def environments() -> str:
