@@ -11,6 +11,7 @@ import math
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -18,7 +19,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import dtql_gaussian as script  # noqa: E402
 
-STATES = 10_000  # of the dataset, at equal distances
+STATES = 10_000  # of the dataset at most, at equal distances
 SAMPLES = 16  # actions for each of them
 
 
@@ -37,8 +38,9 @@ def main(run_dir: Path) -> None:
     args.device = "cpu"
     agent = script.load_agent(saved, args, device)
     dataset = script.load_dataset(args.env_id)
-    every = max(1, len(dataset.transitions) // STATES)
-    obs = torch.from_numpy(dataset.transitions[::every, : dataset.dims[0]]).expand(args.num_seeds, -1, -1)
+    n = len(dataset.transitions)
+    rows = np.linspace(0, n - 1, min(n, STATES)).astype(int)
+    obs = torch.from_numpy(dataset.transitions[rows, : dataset.dims[0]]).expand(args.num_seeds, -1, -1)
     with torch.no_grad():
         mean, std = agent.policy(obs)
         noise = torch.randn(SAMPLES, *mean.shape, generator=torch.Generator().manual_seed(0))
@@ -49,4 +51,7 @@ def main(run_dir: Path) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        print("entropy.py: takes one argument, the run directory of a dtql_gaussian.py", file=sys.stderr)
+        raise SystemExit(2)
     main(Path(sys.argv[1]))

@@ -186,7 +186,7 @@ class Cell:
 
     def reasons(self) -> list[str]:
         """Why its numbers are not comparable to the paper's; empty if they are."""
-        setting, found = self.setting, [self.setting.note] if self.setting.note else []
+        setting, found = self.setting, []
         if setting.task.startswith("local/"):
             found.append("local data")
         elif "/" in setting.task or any(run.result["metric"] == "Minari score" for run in self.runs):
