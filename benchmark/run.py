@@ -26,14 +26,17 @@ which `exec` and B: let a job that runs out of time interrupt this program alone
 
 Directory of a run: {runs}/{experiment}/{task}/{label}/seed-{first}, with the script's own files, command.txt
 (its command line) and log.txt (its output). log.txt is also its lock: every process of a run inherits the
-descriptor, so that a second attempt waits for the last process of one that was given up for dead.
+descriptor, so that a second attempt waits for the last process of one that was given up for dead. A run that
+several experiments have in common is trained once, and copied from there to the other directories.
 """
 
 import argparse
+import contextlib
 import fcntl
 import json
 import os
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -42,7 +45,7 @@ import tempfile
 import time
 import typing
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -51,6 +54,7 @@ PROBED = (1, 2, 4, 8)  # copies that `auto` tries
 PROBE_SECONDS = 600  # at most, for each of them
 FINAL = {2: "bad input", 3: "a loss is not finite"}  # exit codes of a script that would come again
 INTERRUPTED = 130
+OURS = {"--env-id", "--seed", "--num-seeds", "--run-dir", "--resume"}  # what says which run it is
 STATUS_EVERY = 60  # seconds between lines of status, where there is no live view
 # The process that becomes a script: killed with its parent, were it by kill -9 (PR_SET_PDEATHSIG is 1), and
 # open to SIGINT, which Ray blocks in all that it starts.
@@ -79,10 +83,14 @@ class Run:
     directory: Path
     command: tuple[str, ...]  # as in a shell at the repository root
     then: tuple[str, ...] = ()  # what follows it there, if anything
-    products: tuple[str, ...] = ("result.json",)  # files that are there once it is done
+    products: tuple[str, ...] = ("result.json",)  # of each command: the file that is there once it is done
+    same: tuple[Path, ...] = ()  # where any experiment trains this setting
 
     def done(self) -> bool:
-        return all((self.directory / name).exists() for name in self.products)
+        return self.done_in(self.directory)
+
+    def done_in(self, directory: Path) -> bool:
+        return all((directory / name).exists() for name in self.products)
 
     def command_line(self) -> str:
         return " && ".join(shlex.join(command) for command in (self.command, self.then) if command)
@@ -93,24 +101,38 @@ def shown_path(path: Path) -> str:
     return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
 
 
+def names_of(flags: Iterable[str]) -> set[str]:
+    """Of flags as on a command line, in one spelling: --no_resume, --resume=x and --resume are --resume."""
+    names = (x[2:].partition("=")[0].replace("_", "-") for x in flags if x.startswith("--"))
+    return {f"--{name.removeprefix('no-')}" for name in names}
+
+
 def runs_of(experiment, runs: Path, seeds: int | None, seeds_per_run: int, budget: float, flags: list[str]):
-    """All runs of an Experiment, as Run; seeds: of each setting, None as the experiment says."""
+    """All runs of an Experiment, as Run; seeds: of each setting, None as the experiment says. Exits with code
+    2 if a flag would make another experiment of it."""
     from benchmark import experiments
 
-    seeds = seeds or experiment.seeds
+    seeds, given = seeds or experiment.seeds, names_of(flags)
     for setting in experiment.settings:
-        setting = experiments.scaled(setting, budget)
+        fixed = given & (OURS | names_of(setting.flags))
+        if fixed:
+            fail(f"--flags: {' '.join(sorted(fixed))} is set by {experiment.name} for {setting.label}; leave "
+                 "it out, or start the script by hand")  # fmt: skip
+        same = [(other.name, x) for other in experiments.EXPERIMENTS.values() for x in other.settings
+                if replace(x, label=setting.label) == setting]  # fmt: skip
+        setting = experiments.scaled(setting, budget, but=given)
         for first in range(1, seeds + 1, seeds_per_run):
             count = min(seeds_per_run, seeds + 1 - first)
             directory = experiments.run_dir(runs, experiment.name, setting, first)
             command = ["python", setting.script, "--env-id", setting.task, "--seed", str(first)]
             command += ["--num-seeds", str(count)] if count > 1 else []
             command += [*setting.flags, *flags, "--run-dir", shown_path(directory)]
+            then, products = (), ("result.json",)
             if "policy_entropy" in experiment.measures:
                 then = ("python", "benchmark/entropy.py", shown_path(directory))
-                yield Run(directory, tuple(command), then, ("result.json", "entropy.json"))
-            else:
-                yield Run(directory, tuple(command))
+                products += ("entropy.json",)
+            others = tuple(experiments.run_dir(runs, name, x, first) for name, x in same)
+            yield Run(directory, tuple(command), then, products, others)
 
 
 def without_run_dir(command_line: str) -> list[str]:
@@ -119,11 +141,16 @@ def without_run_dir(command_line: str) -> list[str]:
     return words[:i] + words[i + 2 :]
 
 
+def is_of(run: Run, path: Path) -> bool:
+    """Whether this command.txt is the run's, but for the directory."""
+    return path.exists() and without_run_dir(path.read_text()) == without_run_dir(run.command_line())
+
+
 def check_commands(runs: list[Run]) -> None:
     """Exits with code 2 if a directory holds a run of another command."""
     for run in runs:
         path = run.directory / "command.txt"
-        if path.exists() and without_run_dir(path.read_text()) != without_run_dir(run.command_line()):
+        if path.exists() and not is_of(run, path):
             fail(f"{path} says `{path.read_text().strip()}`, which is another run; choose another --runs, or "
                  "the flags of then")  # fmt: skip
 
@@ -139,14 +166,18 @@ def launch(command: Iterable[str], log, threads: int | None) -> subprocess.Popen
     )  # fmt: skip
 
 
-def wait(process: subprocess.Popen) -> int:
-    """The exit code. An interrupt is passed on, and the process given the time to end by it."""
+def wait(process: subprocess.Popen, watch: Callable[[], None]) -> int:
+    """The exit code, or INTERRUPTED however it ended. An interrupt is passed on, and the process given the
+    time to end by it: at a checkpoint, or at once where it has not begun. watch() is called meanwhile."""
+    interrupted = False
     while True:
         try:
             while process.poll() is None:
+                watch()
                 time.sleep(0.1)
-            return process.returncode
+            return INTERRUPTED if interrupted else process.returncode
         except KeyboardInterrupt:
+            interrupted = True
             process.send_signal(signal.SIGINT)
 
 
@@ -169,11 +200,25 @@ def lock(log) -> None:
 
 
 def note(log, text: str) -> None:
-    log.write(f"--- {time.strftime('%F %T')} {socket.gethostname()}: {text}\n".encode())
+    log.write(f"\n--- {time.strftime('%F %T')} {socket.gethostname()}: {text}\n".encode())
     log.flush()
 
 
-def attempt(run: Run, threads: int | None = None) -> int:
+def copied(run: Run, log) -> bool:
+    """Whether another experiment has trained this run: then it is copied to the run's own directory."""
+    for other in run.same:
+        if run.done_in(other) and is_of(run, other / "command.txt"):
+            note(log, f"copied from {other}")
+            left = shutil.ignore_patterns("log.txt", "checkpoint.pt", *run.products)
+            shutil.copytree(other, run.directory, ignore=left, dirs_exist_ok=True)
+            for name in run.products:  # last, and each at once, for they say that it is done
+                shutil.copy(other / name, run.directory / f"{name}.part")
+                os.replace(run.directory / f"{name}.part", run.directory / name)
+            return True
+    return False
+
+
+def attempt(run: Run, threads: int | None = None, watch: Callable[[], None] = lambda: None) -> int:
     """Trains a run from its last checkpoint on, if it has one; the exit code, 0 if it is done."""
     heed_interrupts()
     run.directory.mkdir(parents=True, exist_ok=True)
@@ -182,14 +227,14 @@ def attempt(run: Run, threads: int | None = None) -> int:
             lock(log)
         except KeyboardInterrupt:
             return INTERRUPTED
-        if run.done():
+        if run.done() or copied(run, log):
             return 0
         (run.directory / "command.txt").write_text(run.command_line() + "\n")
-        for command in ((*run.command, "--resume"), run.then):
-            if command:
+        for command, product in zip(((*run.command, "--resume"), run.then), run.products):
+            if not (run.directory / product).exists():
                 process = launch(command, log, threads)
                 note(log, f"process {process.pid}, {threads or 'all'} threads: {shlex.join(command)}")
-                code = wait(process)
+                code = wait(process, watch)
                 if code:
                     note(log, f"exit code {code}")
                     return code
@@ -228,7 +273,7 @@ def speeds_of(directory: Path) -> list[float]:
 
 
 def metrics(directory: Path, tail: int = 2**20) -> list[dict]:
-    """The last lines of a run's metrics.jsonl, as far as they are complete; none if it has none yet."""
+    """The last lines of a run's metrics.jsonl, as far as they are whole; none if it has none yet."""
     try:
         with open(directory / "metrics.jsonl", "rb") as file:
             file.seek(0, os.SEEK_END)
@@ -237,7 +282,11 @@ def metrics(directory: Path, tail: int = 2**20) -> list[dict]:
             whole = file.read().rpartition(b"\n")[0].splitlines()
     except OSError:
         return []
-    return [json.loads(line) for line in whole[start > 0 :]]
+    lines = []
+    for line in whole[start > 0 :]:
+        with contextlib.suppress(ValueError):  # one that a crash of the machine left broken
+            lines.append(json.loads(line))
+    return lines
 
 
 # -------------------------------------------------------------------------------------------- what one sees
@@ -271,9 +320,10 @@ class Progress:
         if self.state == "done":
             self.fraction = 1.0
         elif lines:
-            config = json.loads((self.run.directory / "config.json").read_text())
-            steps = sum(value for name, value in config.items() if name.endswith("_steps"))
-            self.fraction = lines[-1]["step"] / steps
+            with contextlib.suppress(OSError, ValueError):  # broken likewise
+                config = json.loads((self.run.directory / "config.json").read_text())
+                steps = sum(value for name, value in config.items() if name.endswith("_steps"))
+                self.fraction = lines[-1]["step"] / steps
         for kind in ("eval/normalized_score", "eval/return"):  # the latter where there is no score
             evaluated = [line["step"] for line in lines if kind in line]
             if evaluated:
@@ -291,9 +341,10 @@ class View:
     """Lines about a sweep: its events, and from time to time how it stands."""
 
     progress: list[Progress]
+    every: float = STATUS_EVERY  # seconds
     started: float = field(default_factory=time.monotonic)
     begun_with: float = 0.0
-    said: float = 0.0
+    shown: float = 0.0
 
     def __enter__(self):
         for x in self.progress:
@@ -321,17 +372,17 @@ class View:
         print(text, flush=True)
 
     def update(self) -> None:
-        """To be called about once a second."""
-        for x in self.progress:
-            if x.state in ("waiting", "running"):
-                x.refresh()
-        self.show()
+        """To be called often; reads and shows how the runs stand when it is time to."""
+        if time.monotonic() - self.shown >= self.every:
+            self.shown = time.monotonic()
+            for x in self.progress:
+                if x.state in ("waiting", "running"):
+                    x.refresh()
+            self.show()
 
     def show(self) -> None:
-        if time.monotonic() - self.said > STATUS_EVERY:
-            self.said = time.monotonic()
-            running = [f"\n  {x}" for x in self.progress if x.state == "running"]
-            self.event(self.status() + "".join(running))
+        running = [f"\n  {x}" for x in self.progress if x.state == "running"]
+        self.event(self.status() + "".join(running))
 
 
 class LiveView(View):
@@ -365,11 +416,12 @@ class LiveView(View):
 
 
 def last_lines(run: Run, count: int) -> str:
-    """The end of a run's log.txt; of a progress bar's redrawn line only the last state."""
+    """The end of a script's output; of a progress bar's redrawn line only the last state."""
     log = run.directory / "log.txt"
     text = log.read_text(errors="replace") if log.exists() else ""
     lines = [line.rpartition("\r")[2] for line in text.split("\n")]
-    return "".join(f"\n    {line}" for line in [line for line in lines if line.strip()][-count:])
+    own = [line for line in lines if line.strip() and not line.startswith("--- ")]  # without our notes
+    return "".join(f"\n    {line}" for line in own[-count:])
 
 
 def ended(x: Progress, problem: str | None, final: bool, attempts: int, view: View) -> bool:
@@ -397,10 +449,14 @@ def train_here(progress: list[Progress], attempts: int, view: View) -> None:
         again = True
         while again:
             x.submitted()
-            code = attempt(x.run)
+            try:
+                code = attempt(x.run, watch=view.update)
+                problem, final = problem_of(code), code in FINAL
+            except OSError as error:  # a full disk, no permission
+                code, problem, final = None, str(error), False
             if code == INTERRUPTED:
                 raise KeyboardInterrupt
-            again = ended(x, problem_of(code), code in FINAL, attempts, view)
+            again = ended(x, problem, final, attempts, view)
 
 
 def train_with_ray(progress: list[Progress], args: argparse.Namespace, view: View) -> None:
@@ -445,8 +501,12 @@ def share(ray, args: argparse.Namespace, first: Run, view: View) -> tuple[dict[s
     """What each run reserves, as options of a Ray task, and its number of threads."""
     machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     on_gpu = not args.runs_at_once and any(machine.get("GPU") for machine in machines)
+    if args.runs_per_gpu and not on_gpu:
+        fail("--runs-per-gpu: Ray sees no GPU; give --runs-at-once instead")
     kind, asked = ("GPU", args.runs_per_gpu) if on_gpu else ("CPU", args.runs_at_once)
-    machines = [machine for machine in machines if machine.get(kind)]
+    machines = [machine for machine in machines if machine.get(kind) and machine.get("CPU")]
+    if not machines:
+        fail("no machine of the Ray cluster has CPUs for a run; `ray status` shows them")
     # cores of one GPU, or of one machine: of the smallest, so that every one has room for as many runs
     cores = min(machine["CPU"] / (machine["GPU"] if on_gpu else 1) for machine in machines)
 
@@ -537,17 +597,19 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--seeds", type=positive, help="training seeds of each setting (default: the experiment's, mostly 5)")
     add("--seeds-per-run", type=positive, default=1, help="seeds that train together in one process")
     add("--only", nargs="+", default=[], metavar="TEXT", help="runs with one of these in their path")
-    add("--flags", type=shlex.split, default=[], help='more flags for every run, such as "--device cpu"')
+    add("--flags", type=shlex.split, default=[], help='for every run, with "=": --flags="--no-compile"')
     add("--attempts", type=positive, default=3, help="of each run")
-    add("--runs-per-gpu", type=count_or_auto, default=1, help="a number, or auto: as measured")
-    add(
-        "--runs-at-once",
-        type=count_or_auto,
-        help="without GPU, on each machine (default: one per core), or auto",
-    )
+    add("--runs-per-gpu", type=count_or_auto, help="a number (default: 1), or auto: as measured")
+    add("--runs-at-once", type=count_or_auto, metavar="N",
+        help="without GPU, on each machine (default: one per core), or auto")  # fmt: skip
     add("--address", help="of a Ray cluster (default: this machine alone)")
     add("--shard", type=shard, metavar="I/N", help="without Ray: runs I, I + N, ... one by one; I from 0")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.runs_per_gpu and args.runs_at_once:
+        fail("give --runs-per-gpu or, without GPU, --runs-at-once")
+    if args.shard and (args.runs_per_gpu or args.runs_at_once or args.address):
+        fail("--shard runs one by one without Ray: not with --runs-per-gpu, --runs-at-once or --address")
+    return args
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -568,35 +630,45 @@ def main(argv: list[str] | None = None) -> int:
     ]
     if args.only:
         runs = [x for x in runs if any(text in str(x.directory.relative_to(directory)) for text in args.only)]
+    alike: dict[tuple, list[Run]] = {}  # the first of each list is trained, the others are copies of it
+    for run in runs:
+        alike.setdefault((run.command[:-2], run.products), []).append(run)
+    groups = list(alike.values())
     if args.shard:
         i, n = args.shard
-        runs = runs[i::n]
+        groups = groups[i::n]
     if args.dry_run:
-        for run in runs:
+        for run, *_ in groups:
             print(run.command_line())
         return 0
-    if not runs and tables:
+    if not groups and tables:
         return 0
-    if not runs and not args.shard:
+    if not groups and not args.shard:
         fail(f"no run of {' '.join(args.experiment)} has {' or '.join(args.only)} in its path; see --dry-run")
-    check_commands(runs)
+    check_commands([run for group in groups for run in group])
 
-    progress = [Progress(run, "done" if run.done() else "waiting") for run in runs]
+    progress, copies = [], []
+    for group in groups:
+        first, *others = (Progress(run, "done" if run.done() else "waiting") for run in group)
+        progress.append(first)
+        copies += [(x, first) for x in others]
     missing = [x for x in progress if x.state != "done"]
-    view = LiveView(progress) if sys.stdout.isatty() and not args.shard else View(progress)
-    print(f"{len(progress)} runs in {shown_path(directory)}, {len(missing)} to train", flush=True)
+    view = LiveView(progress, every=1) if sys.stdout.isatty() and not args.shard else View(progress)
+    print(f"{len(progress) + len(copies)} runs in {shown_path(directory)}, {len(missing)} to train"
+          f"{f', {len(copies)} copies' if copies else ''}", flush=True)  # fmt: skip
     ray = None
     heed_interrupts()
     try:
-        if missing and args.shard:
-            signal.signal(signal.SIGTERM, signal.default_int_handler)  # what a batch system sends first
-            with view:
-                train_here(missing, args.attempts, view)
-        elif missing:
+        if missing and not args.shard:
             ray = start_ray(args.address)
-            signal.signal(signal.SIGTERM, signal.default_int_handler)
-            with view:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # what a batch system sends first
+        with view:
+            if ray:
                 train_with_ray(missing, args, view)
+            else:
+                train_here(missing, args.attempts, view)
+            of_done = [x for x, first in copies if first.state == "done" and x.state != "done"]
+            train_here(of_done, args.attempts, view)  # which only copies
     except KeyboardInterrupt:
         command = shlex.join(["python", "benchmark/run.py", *(sys.argv[1:] if argv is None else argv)])
         print(f"interrupted; to go on: {command}", file=sys.stderr)
@@ -604,8 +676,10 @@ def main(argv: list[str] | None = None) -> int:
     finally:
         if ray:
             ray.shutdown()
+    progress += [x for x, _ in copies]
     failed = [x for x in progress if x.state == "failed"]
-    print(f"{len(progress) - len(failed)} of {len(progress)} runs are done", flush=True)
+    done = sum(x.state == "done" for x in progress)
+    print(f"{done} of {len(progress)} runs are done", flush=True)
     for x in failed:
         print(f"failed: {shown_path(x.run.directory)}{last_lines(x.run, 10)}", file=sys.stderr)
     return int(bool(failed))

@@ -3,12 +3,16 @@
 import json
 import os
 import re
+import runpy
 import shlex
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -86,6 +90,19 @@ def test_a_budget_is_in_the_flags_and_in_the_directory(capsys):
     )
 
 
+def test_a_flag_takes_the_place_of_what_the_budget_gives(capsys):
+    flags = ["--budget", "0.25", "--flags=--no-compile --eval_every 99"]
+    (line,) = commands(capsys, "--experiment", "local", "--only", "/dtql/", "--seeds", "1", *flags)
+    assert " --pretrain-steps 2000 --train-steps 3000 --no-compile --eval_every 99 --run-dir " in line
+
+
+def test_what_experiments_have_in_common_is_trained_once(capsys):
+    """Table 6's DTQL is Table 1's, Figure 7's runs are those of Table 5, of which half are Table 1's."""
+    assert len(commands(capsys, "--experiment", "table1", "table6")) == 5 * (26 + 6)
+    assert commands(capsys, "--experiment", "table5", "fig7") == commands(capsys, "--experiment", "table5")
+    assert len(commands(capsys, "--experiment", "table1", "table5", "fig7")) == 5 * (26 + 3)
+
+
 def test_shards_are_disjoint_and_together_the_experiment(capsys):
     everything = commands(capsys, "--experiment", "table6", "local")
     shards = [commands(capsys, "--experiment", "table6", "local", "--shard", f"{i}/7") for i in range(7)]
@@ -125,6 +142,10 @@ def test_the_papers_numbers_are_found_under_our_labels(name, task, label, measur
     assert EXPERIMENTS[name].paper()[task, label][measure] == expected
 
 
+def test_the_papers_entropy_term_is_the_one_of_its_antmaze_tasks():
+    assert {task for task, _ in EXPERIMENTS["fig5"].paper()} == set(experiments.ANTMAZE_V0)
+
+
 def test_table_4_is_the_scripts_settings_and_a_difference_fails(capsys, monkeypatch):
     assert run.main(["--experiment", "table4"]) == 0
     assert "234 settings of 26 tasks, 0 differ" in capsys.readouterr().out
@@ -147,9 +168,12 @@ def test_the_entropy_of_a_squashed_gaussian_is_its_integral():
 
 # ---------------------------------------------------------------------------------- the engine, a fake script
 FAKE = """
-import json, os, pathlib, sys, time
+import json, os, pathlib, signal, sys, time
 flags = dict(zip(sys.argv[1::2], sys.argv[2::2]))
 task, folder = flags["--env-id"], pathlib.Path(flags["--run-dir"])
+if task == "early":  # an interrupt of run.py, while this script has not begun
+    os.kill(os.getppid(), signal.SIGINT)
+    time.sleep(600)
 folder.mkdir(parents=True, exist_ok=True)
 again = (folder / "config.json").exists()
 (folder / "config.json").write_text(json.dumps({"train_steps": 1000}))
@@ -170,12 +194,26 @@ OUTCOMES = ("fine", "bad", "broken", "flaky", "well")
 
 
 @pytest.fixture
-def fake(tmp_path, monkeypatch):
+def add_fake(tmp_path, monkeypatch):
+    """Adds an experiment of the fake script: its name, tasks, and the label of all."""
     script = tmp_path / "fake.py"
     script.write_text(FAKE)
-    settings = tuple(Setting(task, "x", str(script)) for task in OUTCOMES)
-    monkeypatch.setitem(EXPERIMENTS, "fake", Experiment("fake", "", "", settings, seeds=1))
-    return tmp_path / "runs"
+
+    def add(name: str, tasks: Iterable[str], label: str = "x") -> Path:
+        settings = tuple(Setting(task, label, str(script)) for task in tasks)
+        monkeypatch.setitem(EXPERIMENTS, name, Experiment(name, "", "", settings, seeds=1))
+        return tmp_path / "runs"
+
+    return add
+
+
+@pytest.fixture
+def fake(add_fake):
+    return add_fake("fake", OUTCOMES)
+
+
+def runs_in(runs: Path, name: str = "fake") -> list[run.Run]:
+    return list(run.runs_of(EXPERIMENTS[name], runs, None, 1, 1.0, []))
 
 
 @pytest.fixture(scope="module")
@@ -212,6 +250,7 @@ def test_a_failing_run_is_tried_again_shown_and_fails_the_sweep_whose_others_fin
         assert re.search(rf"failed: .*fake/{folder}/x/seed-1\n(    .*\n)*    .*{line}", shown.err)
         assert re.search(rf"failed: .*fake/{folder}/x/seed-1, attempt \d: exit code {code}", shown.out)
     assert "3 of 5 runs are done" in shown.out
+    assert "--- " not in shown.out + shown.err  # run.py's notes in a log, which say the same
     assert re.search(r"done: .*fake/fine/x/seed-1 \(100%, score 7.0\)", shown.out)
     script, run_dir = fake.parent / "fake.py", fake / "fake/fine/x/seed-1"
     command = f"python {script} --env-id fine --seed 1 --run-dir {run_dir}\n"
@@ -225,7 +264,7 @@ def test_a_failing_run_is_tried_again_shown_and_fails_the_sweep_whose_others_fin
 
 def test_an_attempt_waits_for_the_process_of_the_one_before(fake):
     """A process that inherited log.txt from an attempt given up for dead still holds the run."""
-    (x, *_) = run.runs_of(EXPERIMENTS["fake"], fake, None, 1, 1.0, [])
+    (x, *_) = runs_in(fake)
     x.directory.mkdir(parents=True)
     with open(x.directory / "log.txt", "ab") as log:
         run.lock(log)
@@ -234,6 +273,90 @@ def test_an_attempt_waits_for_the_process_of_the_one_before(fake):
     orphans, own = (x.directory / "log.txt").read_text().split("the orphan ends\n")
     assert "waiting for the process of an earlier attempt to end" in orphans
     assert own.count(": process ") == 1 and ": process " not in orphans
+
+
+def test_an_interrupt_before_a_script_has_begun_ends_the_sweep(add_fake, capsys):
+    runs = add_fake("fake", ["early", "fine"])
+    assert run.main(["--experiment", "fake", "--runs", str(runs), "--shard", "0/1"]) == 130
+    shown = capsys.readouterr()
+    assert "to go on: python benchmark/run.py --experiment fake" in shown.err
+    assert "again" not in shown.out and attempts(runs, "early") == 1
+    assert not (runs / "fake" / "fine").exists()
+
+
+def test_only_the_command_whose_file_is_missing_runs(fake):
+    (x, *_) = runs_in(fake)
+    then = ("python", "-c", "import pathlib, sys; pathlib.Path(sys.argv[1]).touch()")
+    x = replace(x, then=(*then, str(x.directory / "then.json")), products=("result.json", "then.json"))
+    assert run.attempt(x) == 0 and attempts(fake, "fine") == 2
+    trained = (x.directory / "result.json").stat().st_mtime_ns
+    (x.directory / "then.json").unlink()
+    assert run.attempt(x) == 0 and attempts(fake, "fine") == 3
+    assert x.done() and (x.directory / "result.json").stat().st_mtime_ns == trained
+
+
+def test_a_run_of_two_experiments_is_trained_in_one_and_copied_to_the_other(add_fake, capsys):
+    """Planned together or later; not if its flags differ."""
+    runs = add_fake("fake", ["fine", "broken"])
+    add_fake("other", ["broken", "fine", "well"], label="y")
+    base = ["--runs", str(runs), "--shard", "0/1", "--attempts", "1"]
+    assert run.main(["--experiment", "fake", "other", *base]) == 1
+    shown = capsys.readouterr()
+    assert "5 runs in" in shown.out and "3 to train, 2 copies" in shown.out
+    assert "3 of 5 runs are done" in shown.out and shown.err.count("failed: ") == 1
+    first, copy = (runs / name / "seed-1" for name in ("fake/fine/x", "other/fine/y"))
+    log = (copy / "log.txt").read_text()
+    assert ": process " not in log and f"copied from {first}" in log
+    for name in ("config.json", "metrics.jsonl", "result.json", "command.txt"):
+        assert (copy / name).read_bytes() == (first / name).read_bytes()
+    assert not (runs / "other/broken/y/seed-1/log.txt").exists()  # what has failed is not tried once more
+
+    add_fake("third", ["fine"])
+    assert run.main(["--experiment", "third", *base]) == 0
+    assert ": process " not in (runs / "third/fine/x/seed-1/log.txt").read_text()
+    add_fake("fourth", ["fine"])
+    assert run.main(["--experiment", "fourth", *base, "--flags=--alpha 3"]) == 0
+    assert ": process " in (runs / "fourth/fine/x/seed-1/log.txt").read_text()
+
+
+def test_without_ray_one_sees_how_it_stands_while_a_run_runs(fake, capsys):
+    progress = [run.Progress(x) for x in runs_in(fake)[:1]]
+    with run.View(progress, every=0) as view:
+        run.train_here(progress, 1, view)
+    assert "1 runs: 0 done, 1 running, 0 failed; left: ?\n  " in capsys.readouterr().out
+
+
+def test_a_directory_that_cannot_be_written_is_a_failed_run(fake, engine, capsys):
+    fake.mkdir()
+    (fake / "fake").mkdir()
+    (fake / "fake" / "fine").write_text("a file")
+    flags = ["--runs", str(fake), "--only", "fine", "well", "--attempts", "2", *engine]
+    assert run.main(["--experiment", "fake", *flags]) == 1
+    shown = capsys.readouterr()
+    assert re.search(r"again: .*fine/x/seed-1, attempt 1: .*Errno.*Not a directory", shown.out)
+    assert re.search(r"failed: .*fine/x/seed-1, attempt 2: .*Errno.*Not a directory", shown.out)
+    assert "1 of 2 runs are done" in shown.out
+
+
+def test_broken_lines_of_metrics_are_left_out(tmp_path):
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1}\n\0\0\0\n{"st\n{"step": 2}\n{"step"')
+    assert run.metrics(tmp_path) == [{"step": 1}, {"step": 2}]
+
+
+@pytest.mark.parametrize(
+    "flags, machine, message",
+    [
+        ([], {"memory": 1.0}, "no machine of the Ray cluster has CPUs"),
+        ([], {"GPU": 1.0}, "no machine of the Ray cluster has CPUs"),
+        (["--runs-per-gpu", "2"], {"CPU": 4.0}, "--runs-per-gpu: Ray sees no GPU"),
+    ],
+)
+def test_machines_that_cannot_run_it_end_with_one_line(flags, machine, message, capsys):
+    ray = SimpleNamespace(nodes=lambda: [{"Alive": True, "Resources": machine}])
+    with pytest.raises(SystemExit, match="2"):
+        run.share(ray, run.parse(["--experiment", "local", *flags]), None, None)
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and message in error
 
 
 def test_a_directory_with_another_run_is_refused(fake, capsys):
@@ -262,13 +385,29 @@ def test_auto_keeps_the_number_with_most_steps_per_second_in_total(fake, cluster
         (["--experiment", "local", "--shard", "3/3"], "argument --shard"),
         (["--experiment", "local", "--budget", "0"], "argument --budget"),
         (["--experiment", "local", "--only", "nothing"], "has nothing in its path"),
+        (["--experiment", "local", "--flags=--seed 3"], "--flags: --seed is set by local for DTQL"),
+        (["--experiment", "local", "--flags=--no_resume"], "--flags: --resume is set by local for DTQL"),
+        (["--experiment", "local_pretrain", "--budget", "0.5", "--flags=--pretrain_steps=9"],
+         "--flags: --pretrain-steps is set by local_pretrain for no pretraining"),
+        (["--experiment", "local_omega", "--flags=--baseline"], "--flags: --baseline is set by local_omega"),
+        (["--experiment", "local", "--shard", "0/2", "--runs-at-once", "2"], "not with --runs-per-gpu"),
+        (["--experiment", "local", "--shard", "0/2", "--address", "x:1"], "not with --runs-per-gpu"),
+        (["--experiment", "local", "--runs-per-gpu", "2", "--runs-at-once", "2"], "give --runs-per-gpu or"),
     ],
-)
+)  # fmt: skip
 def test_bad_flags_end_with_one_line(flags, message, capsys):
     with pytest.raises(SystemExit, match="2"):
         run.main(flags)
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and message in error
+
+
+def test_entropy_without_a_run_ends_with_one_line(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["entropy.py"])
+    with pytest.raises(SystemExit, match="2"):
+        runpy.run_path(entropy.__file__, run_name="__main__")
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "run directory" in error
 
 
 # ------------------------------------------------------------------------- the engine, scripts, and accidents
@@ -347,6 +486,7 @@ def test_a_worker_killed_and_then_a_node_leave_the_undisturbed_metrics(undisturb
 def test_the_entropy_of_a_run_is_that_of_its_saved_policy(undisturbed):
     entropy.main(undisturbed)
     written = json.loads((undisturbed / "entropy.json").read_text())
+    assert written["states"] == entropy.STATES
     script = experiments.load("dtql_gaussian.py")
     saved = script.load_model(undisturbed / "model.pt", torch.device("cpu"))
     agent = script.load_agent(saved, script.saved_args(saved["config"]), torch.device("cpu"))
