@@ -190,7 +190,7 @@ else:
 (folder / "metrics.jsonl").write_text("".join(json.dumps(x) + "\\n" for x in lines))
 (folder / "result.json").write_text(json.dumps({"threads": os.environ.get("OMP_NUM_THREADS")}))
 """
-OUTCOMES = ("fine", "bad", "broken", "flaky", "well")
+OUTCOMES = ("fine", "bad", "broken", "flaky", "unwritable", "well")
 
 
 @pytest.fixture
@@ -239,17 +239,22 @@ def attempts(runs: Path, task: str) -> int:
     return (runs / "fake" / task / "x" / "seed-1" / "log.txt").read_text().count(": process ")
 
 
+@pytest.mark.xdist_group("cluster")  # one Ray cluster for all
 def test_a_failing_run_is_tried_again_shown_and_fails_the_sweep_whose_others_finish(fake, engine, capfd):
+    (fake / "fake").mkdir(parents=True)
+    (fake / "fake" / "unwritable").write_text("a file, where a directory should be made")
     assert run.main(["--experiment", "fake", "--runs", str(fake), *engine]) == 1
     shown = capfd.readouterr()
-    assert {task: attempts(fake, task) for task in OUTCOMES} == {
-        "fine": 1, "bad": 1, "broken": 3, "flaky": 2, "well": 1}  # fmt: skip
+    begun = {"fine": 1, "bad": 1, "broken": 3, "flaky": 2, "well": 1}
+    assert {task: attempts(fake, task) for task in begun} == begun
     done = {path.parts[-4] for path in fake.glob("fake/*/x/seed-1/result.json")}
     assert done == {"fine", "flaky", "well"}
     for folder, line, code in (("bad", "no such task", 2), ("broken", "out of luck", 1)):
         assert re.search(rf"failed: .*fake/{folder}/x/seed-1\n(    .*\n)*    .*{line}", shown.err)
         assert re.search(rf"failed: .*fake/{folder}/x/seed-1, attempt \d: exit code {code}", shown.out)
-    assert "3 of 5 runs are done" in shown.out
+    assert re.search(r"again: .*unwritable/x/seed-1, attempt 1: .*Not a directory", shown.out)
+    assert re.search(r"failed: .*unwritable/x/seed-1, attempt 3: .*Not a directory", shown.out)
+    assert "3 of 6 runs are done" in shown.out
     assert "--- " not in shown.out + shown.err  # run.py's notes in a log, which say the same
     assert re.search(r"done: .*fake/fine/x/seed-1 \(100%, score 7.0\)", shown.out)
     script, run_dir = fake.parent / "fake.py", fake / "fake/fine/x/seed-1"
@@ -326,18 +331,6 @@ def test_without_ray_one_sees_how_it_stands_while_a_run_runs(fake, capsys):
     assert "1 runs: 0 done, 1 running, 0 failed; left: ?\n  " in capsys.readouterr().out
 
 
-def test_a_directory_that_cannot_be_written_is_a_failed_run(fake, engine, capsys):
-    fake.mkdir()
-    (fake / "fake").mkdir()
-    (fake / "fake" / "fine").write_text("a file")
-    flags = ["--runs", str(fake), "--only", "fine", "well", "--attempts", "2", *engine]
-    assert run.main(["--experiment", "fake", *flags]) == 1
-    shown = capsys.readouterr()
-    assert re.search(r"again: .*fine/x/seed-1, attempt 1: .*Errno.*Not a directory", shown.out)
-    assert re.search(r"failed: .*fine/x/seed-1, attempt 2: .*Errno.*Not a directory", shown.out)
-    assert "1 of 2 runs are done" in shown.out
-
-
 def test_broken_lines_of_metrics_are_left_out(tmp_path):
     (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1}\n\0\0\0\n{"st\n{"step": 2}\n{"step"')
     assert run.metrics(tmp_path) == [{"step": 1}, {"step": 2}]
@@ -367,6 +360,7 @@ def test_a_directory_with_another_run_is_refused(fake, capsys):
     assert error.count("\n") == 1 and "is another run; choose another --runs" in error
 
 
+@pytest.mark.xdist_group("cluster")
 def test_auto_keeps_the_number_with_most_steps_per_second_in_total(fake, cluster, capsys, monkeypatch):
     monkeypatch.setitem(EXPERIMENTS, "fake", Experiment("fake", "", "", EXPERIMENTS["fake"].settings[:1], 1))
     flags = ["--runs", str(fake), "--address", cluster.address, "--runs-at-once", "auto"]
@@ -411,9 +405,11 @@ def test_entropy_without_a_run_ends_with_one_line(monkeypatch, capsys):
 
 
 # ------------------------------------------------------------------------- the engine, scripts, and accidents
-SMALL = "--no-compile --batch-size 32 --eval-candidates 1 --eval-episodes 1 --checkpoint-every 20"
+SMALL = ("--no-compile --batch-size 32 --eval-candidates 1 --eval-episodes 1 --eval-every 60 "
+         "--checkpoint-every 20")  # fmt: skip
 TINY = ["--experiment", "local", "--seeds", "1", "--budget", "0.01", "--flags", SMALL]
 RUN = "local/local_hopper_medium-v0/dtql/seed-1"
+TIMEOUT = 600  # seconds, of what takes 10 on an idle machine
 
 
 def start(runs: Path, *flags: str) -> subprocess.Popen:
@@ -425,14 +421,21 @@ def start(runs: Path, *flags: str) -> subprocess.Popen:
 
 
 def process_of(run_dir: Path, driver: subprocess.Popen, number: int = 1) -> int:
-    """The process of the n-th attempt at a run, once it has written a checkpoint."""
+    """The process of the n-th attempt at a run, once it is that far and a checkpoint has been written."""
+    checkpoint = run_dir / "checkpoint.pt"
+    written = lambda: checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
+    before = written()
     while driver.poll() is None:
         log = run_dir / "log.txt"
         found = re.findall(r": process (\d+)", log.read_text()) if log.exists() else []
-        if len(found) >= number and (run_dir / "checkpoint.pt").exists():
+        if len(found) >= number and written() > before:
             return int(found[number - 1])
-        time.sleep(0.01)
+        time.sleep(0.05)
     pytest.fail(f"the sweep ended before: {driver.communicate()}")
+
+
+def children_of(pid: int) -> list[int]:
+    return [int(x) for x in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def parent_of(pid: int) -> int:
@@ -455,7 +458,7 @@ def metrics(run_dir: Path) -> list[dict]:
 def undisturbed(tmp_path_factory):
     runs = tmp_path_factory.mktemp("undisturbed") / "runs"
     driver = start(runs, "--only", "/dtql/", "--shard", "0/1")
-    out, err = driver.communicate(timeout=120)
+    out, err = driver.communicate(timeout=TIMEOUT)
     assert driver.returncode == 0, out + err
     return runs / RUN
 
@@ -466,6 +469,7 @@ def assert_equal_runs(a: Path, b: Path) -> None:
     assert seeds[0] == seeds[1]
 
 
+@pytest.mark.xdist_group("cluster")
 def test_a_worker_killed_and_then_a_node_leave_the_undisturbed_metrics(undisturbed, cluster, tmp_path):
     cluster.add_node(num_cpus=2, object_store_memory=2**27)
     run_dir = tmp_path / "runs" / RUN
@@ -477,12 +481,13 @@ def test_a_worker_killed_and_then_a_node_leave_the_undisturbed_metrics(undisturb
     raylet = parent_of(parent_of(second))
     (node,) = [x for x in cluster.worker_nodes if x.all_processes["raylet"][0].process.pid == raylet]
     cluster.remove_node(node, allow_graceful=False)
-    out, err = driver.communicate(timeout=120)
+    out, err = driver.communicate(timeout=TIMEOUT)
     assert driver.returncode == 0, out + err
     assert out.count("its worker died") == 2 and "1 of 1 runs are done" in out
     assert_equal_runs(undisturbed, run_dir)
 
 
+@pytest.mark.xdist_group("undisturbed")
 def test_the_entropy_of_a_run_is_that_of_its_saved_policy(undisturbed):
     entropy.main(undisturbed)
     written = json.loads((undisturbed / "entropy.json").read_text())
@@ -500,18 +505,30 @@ def test_the_entropy_of_a_run_is_that_of_its_saved_policy(undisturbed):
     assert written["seeds"] == {"1": pytest.approx(expected.item(), abs=0.05)}
 
 
-def test_ctrl_c_writes_checkpoints_from_which_the_sweep_goes_on_also_without_ray(undisturbed, tmp_path):
+@pytest.mark.xdist_group("undisturbed")
+def test_after_the_head_and_its_driver_died_and_after_ctrl_c_the_sweep_goes_on(undisturbed, tmp_path):
+    """The same command goes on, with a new head, where the first stopped; after Ctrl-C also without Ray."""
     runs, run_dir = tmp_path / "runs", tmp_path / "runs" / RUN
     driver = start(runs, "--only", "/dtql/")
-    process_of(run_dir, driver)
+    script = process_of(run_dir, driver)
+    for pid in (*children_of(driver.pid), driver.pid):  # Ray's head and node, which are this driver's own
+        os.kill(pid, signal.SIGKILL)
+    driver.communicate(timeout=TIMEOUT)
+    while alive(script):  # until its worker has missed the node
+        time.sleep(0.05)
+
+    driver = start(runs, "--only", "/dtql/")
+    process_of(run_dir, driver, 2)
     driver.send_signal(signal.SIGINT)
-    out, err = driver.communicate(timeout=60)
+    out, err = driver.communicate(timeout=TIMEOUT)
     assert driver.returncode == 130, out + err
     assert f"to go on: python benchmark/run.py {shlex.join(TINY)} --runs {runs} --only /dtql/" in err
-    assert "interrupted at step" in (run_dir / "log.txt").read_text()
+    log = (run_dir / "log.txt").read_text()
+    assert "interrupted at step" in log and log.count("resuming") == 1
     assert not (run_dir / "result.json").exists()
+
     driver = start(runs, "--only", "/dtql/", "--shard", "0/1")
-    out, err = driver.communicate(timeout=120)
+    out, err = driver.communicate(timeout=TIMEOUT)
     assert driver.returncode == 0, out + err
-    assert "resuming" in (run_dir / "log.txt").read_text()
+    assert (run_dir / "log.txt").read_text().count("resuming") == 2
     assert_equal_runs(undisturbed, run_dir)
