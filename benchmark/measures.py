@@ -189,6 +189,7 @@ def main() -> None:
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--only", default="", help="measures with this in their name; other rows are kept")
     parser.add_argument("--output", type=Path, help="JSON file (default: benchmark/results/speed/...)")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -196,19 +197,20 @@ def main() -> None:
     source = versions(device)
     name = f"{slug(source['device'])}-measures.json"
     output = args.output or ROOT / "benchmark" / "results" / "speed" / name
-    rows = []
+    rows = json.loads(output.read_text())["measures"] if output.exists() else []
     print(f"{source['device']}, torch {torch.__version__}\n")
     print("| measure | mode | ms own | ms changed | ratio | quartiles |")
     print("|---|---|---|---|---|---|")
     for m in MEASURES:
-        for compiled in m.modes:
-            row = measure(m, compiled, device, args.rounds)
-            rows.append(row)
+        for compiled in m.modes if args.only in m.name else ():
+            row = measure(m, compiled, device, args.rounds) | source
+            of = lambda x: (x["measure"], x["mode"])
+            rows = [x for x in rows if of(x) != of(row)] + [row]
             low, high = row["ratio_quartiles"]
             print(f"| {m.name}{'' if m.kept else ' (not kept)'} | {row['mode']} | {row['ms_own']:.2f} "
                   f"| {row['ms_changed']:.2f} | {row['ratio']:.2f} | {low:.2f} to {high:.2f} |",
                   flush=True)  # fmt: skip
-            output.write_text(json.dumps(source | {"rows": rows}, indent=1) + "\n")
+            output.write_text(json.dumps({"measures": rows}, indent=1) + "\n")
     print(f"\nwrote {output}")
 
 

@@ -34,7 +34,7 @@ from matplotlib.figure import Figure
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from benchmark import stats  # noqa: E402
+from benchmark import speed_tables, stats  # noqa: E402
 from benchmark.experiments import Numbers  # noqa: E402
 from benchmark.runs import Cell, Comparison, Run, collect  # noqa: E402
 
@@ -219,15 +219,16 @@ def acting_table(comparison: Comparison, numbers: Numbers) -> Table:
     """Time to act, from benchmark/speed.py's files: no run measures it."""
     settings = {Path(x.script).stem: x for x in comparison.experiment.settings}
     rows = []
-    for file in sorted((ROOT / "benchmark" / "results" / "speed").glob("*.json")):
-        for row in json.loads(file.read_text()).get("act", []):
-            setting = settings.get(row["script"].rpartition(".")[2])
-            if setting and row["states"] == 1:
-                theirs = published(numbers, setting.task, setting.label, "seconds_per_trajectory", 2)
-                ours = f"{row['seconds_per_trajectory']:.2f}"
-                rows.append([setting.label, str(row["candidates"]), ours, theirs, row["device"]])
-    header = ["algorithm", "candidates", "s per 1000 actions", f"paper ({comparison.experiment.source})"]
-    return Table("Time to act in one state after the other (benchmark/speed.py).", [*header, "device"], rows)
+    for row in speed_tables.rows_of("paper"):
+        setting = settings.get(row["script"].rpartition(".")[2])
+        if setting:
+            theirs = published(numbers, setting.task, setting.label, "seconds_per_trajectory", 2)
+            ours = f"{row['inference_s_per_trajectory']:.2f} ({row['candidates']})"
+            one = f"{row['inference_s_one_candidate']:.2f}"
+            rows.append([setting.label, ours, one, theirs, row["device"]])
+    header = ["algorithm", "s per trajectory (candidates)", "with one candidate"]
+    header += [f"paper ({comparison.experiment.source})", "device"]
+    return Table("Time to act on a trajectory's 700 states (benchmark/speed.py).", header, rows)
 
 
 def run_table(comparison: Comparison) -> Table:

@@ -16,8 +16,8 @@ def files_of(pattern: str) -> list[dict]:
     return [json.loads(path.read_text()) for path in sorted(RESULTS.glob(pattern))]
 
 
-def rows_of(part: str, pattern: str = "*-threads-?.json") -> list[dict]:
-    """This part's rows in files of speed.py."""
+def rows_of(part: str, pattern: str = "*.json") -> list[dict]:
+    """This part's rows in all files that have it."""
     return [row for file in files_of(pattern) for row in file.get(part, [])]
 
 
@@ -93,17 +93,17 @@ def paper() -> str:
 
 def measures() -> str:
     rows = []
-    for file in files_of("*-measures.json"):
-        for row in file["rows"]:
-            low, high = row["ratio_quartiles"]
-            rows.append([row["measure"] + ("" if row["kept"] else " (not kept)"), file["device"], row["mode"],
-                         row["predicted"], f"{row['ratio']:.2f} ({low:.2f} to {high:.2f})"])  # fmt: skip
-    return table("measure | device | mode | predicted | measured (quartiles)", rows)
+    for row in rows_of("measures"):
+        low, high = row["ratio_quartiles"]
+        name = row["measure"] + ("" if row["kept"] else " (not kept)")
+        rows.append([name, row["mode"], row["predicted"], f"{row['ratio']:.2f} ({low:.2f} to {high:.2f})",
+                     row["device"]])  # fmt: skip
+    return table("measure | mode | predicted | measured (quartiles) | device", rows)
 
 
 def startup() -> str:
     rows = []
-    for row in rows_of("startup", "*-runs.json"):
+    for row in rows_of("startup"):
         seconds = [f"{row[f's_{x}']:.1f}" for x in ("2000", "1000000", "1000000_compiled_warm",
                                                     "1000000_compiled_cold")]  # fmt: skip
         mib = [f"{row[x]:.0f}" for x in ("dataset_mib", "mib_while_loading")]
@@ -116,7 +116,7 @@ def startup() -> str:
 
 
 def evaluation() -> str:
-    found = rows_of("evaluation", "*-runs.json")
+    found = rows_of("evaluation")
     pure = {row["device"]: row["wall_s"] for row in found if row["evaluation"] == "none"}
     rows = [
         [row["evaluation"], f"{row['wall_s']:.0f}", f"{row['wall_s'] / pure[row['device']]:.2f}",

@@ -372,8 +372,10 @@ def test_entropies_and_times_stand_beside_the_papers(tmp_path, monkeypatch):
     assert rows_of(markdown, "antmaze-umaze-v0", "entropy 0", "2", "-8.50 ± 0.71")
     (row,) = rows_of(markdown, "antmaze-umaze-v0", "SRPO", "1", "1", "2.00")
     assert row[4:8] == ["2.00", "9.42", "10.00", "24.71"]
-    assert rows_of(markdown, "DTQL", "1024")[0][3] == "0.35"
-    assert rows_of(markdown, "SRPO", "1")[-1][3] == "0.22"
+    acting = markdown.partition("Time to act")[2]
+    for label, candidates, theirs in (("DTQL", 1024, "0.35"), ("SRPO", 1, "0.22")):
+        (row,) = rows_of(acting, label)
+        assert row[1].endswith(f"({candidates})") and row[3] == theirs
 
 
 def test_the_readmes_block(tmp_path, monkeypatch, capsys):
