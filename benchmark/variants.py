@@ -1,6 +1,7 @@
 """Score a trained policy when it acts without noise, and by one sample, in place of ranking candidates by Q.
 
     python benchmark/variants.py dtql_gaussian RUN_DIR      # writes RUN_DIR/variants.json
+    python benchmark/variants.py benchmark/results          # prints a table of those below a folder
 
 It separates what the policy learned from what the choice among candidates adds or costs.
 """
@@ -10,12 +11,14 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmark import report, runs
 
 
-def main(script_name: str, run_dir: Path) -> None:
+def measure(script_name: str, run_dir: Path) -> None:
     script = importlib.import_module(script_name)
     device = torch.device("cpu")
     saved = script.load_model(run_dir / "model.pt", device)
@@ -32,5 +35,24 @@ def main(script_name: str, run_dir: Path) -> None:
     (run_dir / "variants.json").write_text(json.dumps(scores) + "\n")
 
 
+def table(folder: Path) -> str:
+    """Markdown: the same seeds, acting as in their evaluation, without noise, and by one sample."""
+    rows = []
+    for comparison in runs.collect(folder):
+        for cell in comparison.cells.values():
+            for run in cell.runs:
+                if (run.path / "variants.json").exists():
+                    last = [seed["last"] for seed in run.result["seeds"].values()]
+                    variants = json.loads((run.path / "variants.json").read_text())
+                    spreads = [report.spread(np.mean(scores, axis=1)) for scores in variants.values()]
+                    evaluated = f"{report.spread(last)} ({run.config['eval_candidates']})"
+                    rows.append([cell.setting.label, report.each(run.seeds), evaluated, *spreads])
+    header = ["policy", "seeds", "as evaluated (candidates)", "without noise", "by one sample"]
+    return report.markdown_table(header, rows)
+
+
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    if len(sys.argv) == 2:
+        print(table(Path(sys.argv[1])))
+    else:
+        measure(sys.argv[1], Path(sys.argv[2]))

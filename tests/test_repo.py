@@ -12,13 +12,13 @@ from helpers import ROOT, SCRIPTS
 sys.path.insert(0, str(ROOT / "benchmark"))
 import report  # noqa: E402
 import speed_tables  # noqa: E402
-import summarize  # noqa: E402
+import variants  # noqa: E402
 
 README = (ROOT / "README.md").read_text()
 
 
-def test_the_readme_shows_the_table_that_summarize_makes():
-    assert summarize.table(ROOT / "benchmark/results/local-hopper-medium") in README
+def test_the_readme_shows_the_table_of_variants():
+    assert variants.table(ROOT / "benchmark/results") in README
 
 
 def test_the_readmes_reports_are_those_of_the_files():
