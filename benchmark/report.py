@@ -41,7 +41,9 @@ from benchmark.runs import Cell, Comparison, Run, collect  # noqa: E402
 INTRODUCTION = (
     "A score is the mean over the evaluation episodes of one training seed; every spread is over seeds. The "
     "headline is the last evaluation's score. The best one, which nobody knows before a run is over, stands "
-    "apart. Intervals are 95 %, by bootstrap: seeds drawn anew within each task."
+    "apart; it is of the steps at which all seeds were evaluated. Intervals are 95 %, by bootstrap: seeds "
+    "drawn anew within each task. With a handful of seeds on a single task they are too narrow, and 1.00 to "
+    "1.00 says only that no two seeds crossed."
 )
 MIN_SEEDS = 3  # for an interval
 NO_INTERVAL = f"none: fewer than {MIN_SEEDS} seeds"
@@ -202,12 +204,14 @@ def cost_table(comparison: Comparison, numbers: Numbers) -> Table:
             published_measures.add(measure)
     rows = []
     for name, cell in comparison.cells.items():
-        row = [*name, str(len(cell.runs)), distinct(len(run.seeds) for run in cell.runs)]
-        for measure, digits, value in columns.values():
-            row.append(f"{cell.mean(value):.{digits}f}")
-            if measure in published_measures:
-                row.append(published(numbers, *name, measure, digits))
-        rows.append([*row, distinct(run.result["device"] for run in cell.runs)])
+        for at_once in sorted({len(run.seeds) for run in cell.runs}):
+            runs = [run for run in cell.runs if len(run.seeds) == at_once]
+            row = [*name, str(len(runs)), str(at_once)]
+            for measure, digits, value in columns.values():
+                row.append(f"{np.mean([value(run) for run in runs]):.{digits}f}")
+                if measure in published_measures:
+                    row.append(published(numbers, *name, measure, digits))
+            rows.append([*row, distinct(run.result["device"] for run in runs)])
     caption = (
         "Time and memory of a run, mean over runs. s per 1000 steps: in the phase that trains the policy. "
         "Seeds at once share a run's time."
@@ -379,11 +383,11 @@ def draw_profile(scores: dict[str, stats.Scores], names: dict[str, str], looks: 
 def draw_hours(comparison: Comparison, numbers: Numbers, looks: Looks) -> Picture:
     rows = []
     for (task, label), cell in comparison.cells.items():
-        hours = [run.result["train_seconds"] / 3600 for run in cell.runs]
+        hours = [run.result["train_seconds"] / 3600 / len(run.seeds) for run in cell.runs]
         names = [label] * (len(comparison.labels) > 1) + [task] * (len(comparison.tasks) > 1)
         paper = paper_number(numbers, task, label, "hours")
         rows.append(Row(", ".join(names) or label, label, np.mean(hours), None, hours, paper))
-    caption = "Hours of training of a run, mean; ticks: each run"
+    caption = "Hours of training for a seed, mean over runs; ticks: each run"
     caption += "; ◇: the paper's" * any(row.paper is not None for row in rows)
     return draw_rows(caption, "hours", rows, looks)
 
@@ -403,7 +407,8 @@ def aggregate_blocks(comparison: Comparison, looks: Looks) -> list[Table | Pictu
         lines.append(Row(names[label], label, point, ends))
     header = ["algorithm", "tasks", "seeds of each", "IQM", "95 % interval", "mean"]
     caption = (
-        "Interquartile mean (IQM) of the last scores, over the tasks with scores of all algorithms here."
+        "Interquartile mean (IQM) of the last scores, over the tasks with scores of all algorithms here; of "
+        "fewer than 4 scores it is their mean."
     )
     blocks = [
         Table(caption, header, rows),
@@ -537,11 +542,13 @@ def readme_block(comparison: Comparison, command: str) -> str:
             rows.append(["the dataset's mean episode", f"{behaviour:.1f}", "", "", ""])
         for cell in (x for x in comparison.cells.values() if x.setting.task == task):
             rows.append(readme_row(cell))
-            minutes = [cell.mean(lambda run: run.result[f"{x}_seconds"] / 60) for x in ("train", "eval")]
-            at_once = distinct(len(run.seeds) for run in cell.runs)
+            seeds = sum(len(run.seeds) for run in cell.runs)
+            train, evaluate = (
+                sum(run.result[f"{x}_seconds"] for run in cell.runs) / seeds / 60 for x in ("train", "eval")
+            )
             notes.append(
-                f"- {cell.setting.label}: `{cell.runs[0].command}`, first of {len(cell.runs)} runs, "
-                f"{at_once} seeds at once; {minutes[0]:.0f} min training and {minutes[1]:.0f} min evaluating."
+                f"- {cell.setting.label}: `{cell.runs[0].command}`, first of {len(cell.runs)} runs; for each "
+                f"seed {train:.0f} min of training and {evaluate:.0f} min of evaluation."
             )
     runs, cells = comparison.runs, comparison.cells.values()
     header = ["policy", "score, mean ± std over seeds", "IQM (95 % interval)", "each seed", "best evaluation"]

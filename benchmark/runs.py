@@ -7,8 +7,7 @@ Nothing is dropped silently: what is not counted is an unfinished run or has a n
 import gzip
 import json
 import shlex
-from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -120,10 +119,16 @@ def read_run(folder: Path) -> Run:
     except ValueError as error:
         notes.append(f"result.json cannot be read ({error})")
     lines = read_metrics(folder, notes)
-    entropy, command = folder / "entropy.json", folder / "command.txt"
+    command, entropy = folder / "command.txt", {}
+    try:
+        entropy = read_json(folder / "entropy.json", {"seeds"})["seeds"]
+    except FileNotFoundError:
+        pass
+    except ValueError as error:
+        notes.append(f"entropy.json cannot be read ({error})")
     run = Run(
         folder, config, result, lines,
-        entropy=json.loads(entropy.read_text())["seeds"] if entropy.exists() else {},
+        entropy=entropy,
         command=command.read_text().strip() if command.exists() else command_of(config),
         notes=notes,
     )  # fmt: skip
@@ -166,23 +171,22 @@ class Cell:
         return list(dict.fromkeys(self.owner.values()))
 
     def scores(self, which: str) -> np.ndarray:
-        """The "last" or "best" score of each seed, in their order; empty if nothing was evaluated."""
+        """The "last" or "best" score of each seed, in their order; empty if nothing was evaluated. The best
+        is of the steps at which all seeds were evaluated, so that none has more chances."""
+        if which == "best" and self.curves()[0]:
+            return self.curves()[1].max(axis=1)
         found = (run.result["seeds"].get(str(seed)) for seed, run in sorted(self.owner.items()))
         return np.array([scores[which] for scores in found if scores])
 
     def curves(self) -> tuple[list[int], np.ndarray]:
-        """The evaluated steps that all seeds have, and the scores there, [seed, step]."""
-        curves = [run.curve(seed) for seed, run in sorted(self.owner.items())]
-        steps = sorted(set.intersection(*map(set, curves)))
+        """The evaluated steps that all seeds with a metrics file have, and the scores there, [seed, step]."""
+        curves = [run.curve(seed) for seed, run in sorted(self.owner.items()) if run.lines]
+        steps = sorted(set.intersection(*map(set, curves))) if curves else []
         return steps, np.array([[curve[step] for step in steps] for curve in curves])
 
     def entropies(self) -> np.ndarray:
         found = (run.entropy.get(str(seed)) for seed, run in sorted(self.owner.items()))
         return np.array([x for x in found if x is not None])
-
-    def mean(self, value: Callable[[Run], float]) -> float:
-        """Over runs."""
-        return float(np.mean([value(run) for run in self.runs]))
 
     def reasons(self) -> list[str]:
         """Why its numbers are not comparable to the paper's; empty if they are."""
@@ -203,7 +207,16 @@ class Cell:
             least = min(run.config.get(name, n) for run in self.runs)
             if least < n:
                 found.append(f"{least} of {n} {name.replace('_', ' ')}")
-        return found
+        named = (flag[2:].partition("=")[0].removeprefix("no-").replace("-", "_")
+                 for flag in (*setting.flags, *wanted))  # fmt: skip
+        own = set(named)  # arguments that the setting itself is about, or that were looked at above
+        changed = {
+            f"{name.replace('_', ' ')} {x}"
+            for run in self.runs
+            for name, x in differences(run.config).items()
+            if name not in own
+        }
+        return found + sorted(changed)
 
 
 @dataclass
@@ -270,9 +283,13 @@ class Comparison:
 
 
 def place_of(folder: Path) -> tuple[Experiment, Setting | None]:
-    """The experiment and setting in a folder's path; None if there is no such setting."""
-    *_, name, task, label, _ = ("",) * 4 + folder.resolve().parts
+    """The experiment and setting in a folder's path; None if there is no such setting. What was trained with
+    run.py's --budget is an experiment of its own."""
+    *_, budget, name, task, label, _ = ("",) * 5 + folder.resolve().parts
     experiment = experiments.EXPERIMENTS.get(name, OTHER)
+    if experiment is not OTHER and budget.startswith("budget-"):
+        reduced = {"name": f"{name}-{budget}", "title": f"{experiment.title} ({budget} of all steps)"}
+        experiment = replace(experiment, **reduced)
     for setting in experiment.settings:
         if (setting.task.replace("/", "_"), experiments.slug(setting.label)) == (task, label):
             return experiment, setting
@@ -281,9 +298,11 @@ def place_of(folder: Path) -> tuple[Experiment, Setting | None]:
 
 def setting_of(run: Run) -> Setting:
     """What a run outside of all experiments is of: by its arguments."""
-    script = SCRIPTS.get(run.config["script"], run.config["script"])
-    words = [Path(script).stem, *(f"{name} {x}" for name, x in differences(run.config).items())]
-    return Setting(run.config["env_id"], ", ".join(words), script)
+    script, own = SCRIPTS.get(run.config["script"], run.config["script"]), differences(run.config)
+    words = [Path(script).stem, *(f"{name} {x}" for name, x in own.items())]
+    shortened = {name for name in own if name.endswith("_steps")} | {"eval_episodes"}  # these are marked
+    flags = (f"--{name.replace('_', '-')}={own[name]}" for name in own if name not in shortened)
+    return Setting(run.config["env_id"], ", ".join(words), script, tuple(flags))
 
 
 def collect(root: Path) -> list[Comparison]:
@@ -292,7 +311,7 @@ def collect(root: Path) -> list[Comparison]:
     names = ("config.json", "result.json", "command.txt")
     for folder in sorted({path.parent for name in names for path in root.rglob(name)}):
         experiment, setting = place_of(folder)
-        comparison = comparisons[experiment.name]
+        comparison = comparisons.setdefault(experiment.name, Comparison(experiment))
         try:
             run = read_run(folder)
         except FileNotFoundError:

@@ -46,8 +46,10 @@ def table(folder: Path) -> str:
                     variants = json.loads((run.path / "variants.json").read_text())
                     spreads = [report.spread(np.mean(scores, axis=1)) for scores in variants.values()]
                     evaluated = f"{report.spread(last)} ({run.config['eval_candidates']})"
-                    rows.append([cell.setting.label, report.each(run.seeds), evaluated, *spreads])
-    header = ["policy", "seeds", "as evaluated (candidates)", "without noise", "by one sample"]
+                    rows.append(
+                        [cell.setting.label, run.commit[:7], report.each(run.seeds), evaluated, *spreads]
+                    )
+    header = ["policy", "commit", "seeds", "as evaluated (candidates)", "without noise", "by one sample"]
     return report.markdown_table(header, rows)
 
 

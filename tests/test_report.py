@@ -219,7 +219,8 @@ def test_known_scores_become_known_numbers_beside_the_papers(tmp_path, monkeypat
     )  # KL, DTQL; the paper's DTQL, KL
     assert rows_of(markdown, "DTQL", "2", "3")[0][3] == "61.0"  # of 20, 60, 80, 84: less 10 and 88
     assert rows_of(markdown, "KL over DTQL", "3 against 3", "0.17")  # hopper: 3 of 9 pairs, walker2d: none
-    assert rows_of(markdown, hopper, "KL", "2", "1 or 2", "2.00", "10.00", "0.50", "512")  # two processes
+    for at_once in "12":  # two processes
+        assert rows_of(markdown, hopper, "KL", "1", at_once, "2.00", "10.00", "0.50", "512")
     assert html.count("<svg") == markdown.count("![") == len(list((tmp_path / "report").glob("*.svg")))
     assert not re.search(r"<script|<link|<img|src=|href=\"(?!#)", html)  # nothing from elsewhere
 
@@ -376,6 +377,44 @@ def test_entropies_and_times_stand_beside_the_papers(tmp_path, monkeypatch):
     for label, candidates, theirs in (("DTQL", 1024, "0.35"), ("SRPO", 1, "0.22")):
         (row,) = rows_of(acting, label)
         assert row[1].endswith(f"({candidates})") and row[3] == theirs
+
+
+def test_a_reduced_sweep_does_not_mix_with_the_full_one(tmp_path, monkeypatch):
+    full, half = ({seed: [x] for seed in (1, 2, 3)} for x in (80.0, 40.0))
+    write_experiment(tmp_path, "local", experiments.LOCAL, "DTQL", full)
+    write_experiment(tmp_path / "budget-0.5", "local", experiments.LOCAL, "DTQL", half, train_steps=6000)
+    markdown, _ = make_report(tmp_path, monkeypatch)
+    before, reduced = markdown.split("(budget-0.5 of all steps)")
+    assert rows_of(before, experiments.LOCAL, "DTQL", "3", "80.0 ± 0.0†")
+    (row,) = rows_of(reduced, experiments.LOCAL, "DTQL", "3", "40.0 ± 0.0†")
+    assert "6000 of 12000 train steps" in row[-1] and "There twice" not in markdown
+
+
+def test_other_settings_than_the_tasks_own_are_marked(tmp_path, monkeypatch):
+    write_experiment(tmp_path, "table5", "hopper-medium-v2", "DTQL", {1: [70.0]}, alpha=7.0)
+    write_experiment(tmp_path, "fig5", "antmaze-umaze-v0", "entropy 0", {1: [90.0]})
+    markdown, _ = make_report(tmp_path, monkeypatch)
+    assert rows_of(markdown, "hopper-medium-v2", "DTQL", "1", "70.0†")[0][-1] == "alpha 7.0"
+    assert rows_of(markdown, "antmaze-umaze-v0", "entropy 0", "1", "90.0")  # the setting's own flag
+
+
+def test_the_best_score_is_of_the_steps_that_all_seeds_were_evaluated_at(tmp_path, monkeypatch):
+    write_experiment(tmp_path, "local", experiments.LOCAL, "KL", {1: [99.0, 10.0, 20.0, 30.0]})
+    write_experiment(tmp_path, "local", experiments.LOCAL, "KL", {2: [40.0, 50.0]})
+    markdown, _ = make_report(tmp_path, monkeypatch)
+    row, *_ = rows_of(markdown, experiments.LOCAL, "KL", "2")
+    assert row[3].startswith("40.0 ± 14.1") and row[4].startswith("40.0 ± 14.1")  # 30 and 50, not 99
+
+
+def test_broken_side_files_cost_no_scores(tmp_path, monkeypatch):
+    for seed in (1, 2, 3):
+        folder = write_experiment(tmp_path, "local", experiments.LOCAL, "KL", {seed: [10.0, 20.0]})
+    (folder / "entropy.json").write_text("{")
+    (folder / "metrics.jsonl").unlink()
+    markdown, _ = make_report(tmp_path, monkeypatch)
+    assert rows_of(markdown, experiments.LOCAL, "KL", "3", "20.0 ± 0.0†")
+    assert "entropy.json cannot be read" in markdown and "no metrics.jsonl" in markdown
+    assert "score over training" in markdown  # of the other seeds
 
 
 def test_the_readmes_block(tmp_path, monkeypatch, capsys):

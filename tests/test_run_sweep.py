@@ -405,9 +405,9 @@ def test_entropy_without_a_run_ends_with_one_line(monkeypatch, capsys):
 
 
 # ------------------------------------------------------------------------- the engine, scripts, and accidents
-SMALL = ("--no-compile --batch-size 32 --eval-candidates 1 --eval-episodes 1 --eval-every 60 "
+SMALL = ("--no-compile --batch-size 128 --eval-candidates 1 --eval-episodes 1 --eval-every 60 "
          "--checkpoint-every 20")  # fmt: skip
-TINY = ["--experiment", "local", "--seeds", "1", "--budget", "0.01", "--flags", SMALL]
+TINY = ["--experiment", "local", "--seeds", "1", "--budget", "0.02", "--flags", SMALL]
 RUN = "local/local_hopper_medium-v0/dtql/seed-1"
 TIMEOUT = 600  # seconds, of what takes 10 on an idle machine
 
@@ -511,11 +511,13 @@ def test_after_the_head_and_its_driver_died_and_after_ctrl_c_the_sweep_goes_on(u
     runs, run_dir = tmp_path / "runs", tmp_path / "runs" / RUN
     driver = start(runs, "--only", "/dtql/")
     script = process_of(run_dir, driver)
-    for pid in (*children_of(driver.pid), driver.pid):  # Ray's head and node, which are this driver's own
+    # The driver, then Ray's head and node, which are its own, and the worker: as when a machine goes out.
+    for pid in (driver.pid, *children_of(driver.pid), parent_of(script)):
         os.kill(pid, signal.SIGKILL)
     driver.communicate(timeout=TIMEOUT)
-    while alive(script):  # until its worker has missed the node
+    while alive(script):  # it dies with its worker
         time.sleep(0.05)
+    assert not (run_dir / "result.json").exists()
 
     driver = start(runs, "--only", "/dtql/")
     process_of(run_dir, driver, 2)
