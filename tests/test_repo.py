@@ -22,7 +22,9 @@ def test_the_readme_shows_the_table_of_variants():
 
 
 def test_the_readmes_reports_are_those_of_the_files():
-    for name, shown in re.findall(r"(?s)<!-- report:(\w+) -->\n(.*?)<!-- /report -->", README):
+    blocks = re.findall(r"(?s)<!-- report:(\w+) -->\n(.*?)<!-- /report -->", README)
+    assert [name for name, _ in blocks] == ["local"]
+    for name, shown in blocks:
         (comparison,) = report.collect(ROOT / "benchmark" / "results" / name)
         command = f"python benchmark/report.py benchmark/results/{name} --readme"
         assert shown.strip() == report.readme_block(comparison, command)
