@@ -102,7 +102,7 @@ T_MIN, T_MAX = 0.02, 0.98  # times at which the policy is regularised
 
 
 def mish(x: Tensor) -> Tensor:
-    """x tanh(softplus(x)) by a single exponential: with PyTorch's own a compiled step takes a third longer."""
+    """x tanh(softplus(x)) by a single exponential: with PyTorch's own a compiled step takes a third more."""
     s = torch.sigmoid(x)
     w = s * (2 - s)
     return x * w / (2 - w)
@@ -454,11 +454,11 @@ def load_dataset(env_id: str) -> tuple[list[Tensor], dict]:
     """The transitions, and where they are from. obs [N, obs_dim], action [N, action_dim] in [-1, 1], reward
     [N], next_obs [N, obs_dim], terminal [N]: 1 where the episode ended, but not by a time limit."""
     path, low, high, *arrays = (load_d4rl if env_id in D4RL_FILES else load_minari)(env_id)
-    obs, action, reward, terminal, timeout = (np.asarray(x, np.float32) for x in arrays)
+    obs, action, reward, terminal, timeout, end = (np.asarray(x, np.float32) for x in arrays)
     flat = obs.ndim == action.ndim == 2 and reward.size == terminal.size == len(obs) > 1
     check(flat, f"{path}: needs vectors, and a reward for each, not {obs.shape, action.shape, reward.shape}")
     reward, terminal, timeout = reward.ravel(), terminal.ravel(), timeout.ravel() != 0
-    returns = np.diff(np.cumsum(reward, dtype=np.float64)[timeout | (terminal != 0)], prepend=0)
+    returns = np.diff(np.cumsum(reward, dtype=np.float64)[end.ravel() != 0], prepend=0)
     rows = np.flatnonzero(~timeout[:-1])  # row i leads to row i + 1, but not at a timeout
     columns = {"observation": obs[rows], "action": (action * 2 - high - low)[rows] / (high - low),
                "reward": adjust_reward(env_id, reward, returns)[rows], "next observation": obs[rows + 1],
@@ -474,14 +474,19 @@ def load_dataset(env_id: str) -> tuple[list[Tensor], dict]:
     for line in known.read_text().splitlines() if known.exists() else ():
         if line.startswith(f"{D4RL_FILES.get(env_id)},") and digest not in line:
             print(f"{path} is not the file that D4RL published: its sha256 differs")
-    source = {"dataset": str(path), "dataset_sha256": digest, "action_low": [*low], "action_high": [*high]}
+    source = {
+        "dataset": str(path),
+        "dataset_sha256": digest,
+        "action_low": low.tolist(),
+        "action_high": high.tolist(),
+    }
     columns["terminal"] = columns["terminal"] != 0
     return [torch.as_tensor(np.asarray(x, np.float32)) for x in columns.values()], source
 
 
 def load_d4rl(name: str) -> tuple:
-    """Path, bounds of actions, and arrays [row, dim] or [row]: obs, action, reward, terminal, timeout. Row i
-    leads to row i + 1 unless it is a timeout, as in D4RL's `qlearning_dataset`."""
+    """Path, bounds of actions, and arrays [row, dim] or [row]: obs, action, reward, terminal, timeout, end
+    of an episode. Row i leads to row i + 1 unless it is a timeout, as in D4RL's `qlearning_dataset`."""
     path, kitchen = find_d4rl_file(name), name.startswith("kitchen")  # its files have no timeouts
     keys = "observations", "actions", "rewards", "terminals", "terminals" if kitchen else "timeouts"
     with explain(f"{path} is not a whole HDF5 file of {name}"), h5py.File(path, locking=False) as file:
@@ -490,7 +495,7 @@ def load_d4rl(name: str) -> tuple:
     for i in range(len(timeout) if kitchen else 0):
         timeout[i] = count == 279
         count = 0 if timeout[i] else 1 if terminal[i] else count + 1  # that 1 is an off-by-one of D4RL's
-    return path, -one, one, obs, action, reward, terminal, timeout
+    return path, -one, one, obs, action, reward, terminal, timeout, (terminal != 0) | (timeout != 0)
 
 
 def find_d4rl_file(name: str) -> Path:
@@ -537,7 +542,7 @@ def load_minari(dataset_id: str) -> tuple:
             obs = flatten(episode.observations)
             pad = lambda x: np.concatenate([x, np.zeros_like(x[:1])])[: len(obs)]  # none may be missing
             arrays = (pad(x) for x in (episode.actions, episode.rewards, episode.terminations))
-            episodes.append((obs, *arrays, np.arange(len(obs)) == len(obs) - 1))
+            episodes.append((obs, *arrays, *2 * [np.arange(len(obs)) == len(obs) - 1]))
         return path, space.low, space.high, *(np.concatenate(x) for x in zip(*episodes))
 
 
