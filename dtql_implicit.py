@@ -259,7 +259,7 @@ def train_update(agent: Agent, batch: list[Tensor], args: Args) -> dict[str, Ten
     """One training step (algorithm 1): critics, behaviour model, then the policy on the same batch."""
     losses = pretrain_update(agent, batch, args)
     obs, action, *_ = batch
-    policy_action = agent.policy(obs, args.sigma_gen * torch.randn_like(action))  # a_θ [seed, batch, action_dim]
+    policy_action = agent.policy(obs, args.sigma_gen * torch.randn_like(action))  # a_θ [seed, batch, dim]
     trust_region_loss = denoising_loss(frozen(agent.denoiser), policy_action, obs, args)  # Eq. 4
     policy_q = frozen(agent.q)(obs, policy_action).amin(dim=1).mean(dim=1)  # [seed]
     minimize(args.alpha * trust_region_loss - policy_q, agent.optimizers["policy"])  # Eq. 5

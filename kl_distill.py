@@ -281,7 +281,7 @@ def train_update(agent: Agent, batch: list[Tensor], args: Args) -> dict[str, Ten
     """One training step: critics, behaviour model, policy, then the fake denoiser, on the same batch."""
     losses = pretrain_update(agent, batch, args)
     obs, action, *_ = batch
-    policy_action = agent.policy(obs, args.sigma_gen * torch.randn_like(action))  # a_θ [seed, batch, action_dim]
+    policy_action = agent.policy(obs, args.sigma_gen * torch.randn_like(action))  # a_θ [seed, batch, dim]
     kl = kl_loss(agent.denoiser, agent.fake_denoiser, policy_action, obs, args)
     policy_q = frozen(agent.q)(obs, policy_action).amin(dim=1).mean(dim=1)  # [seed]
     minimize(args.alpha * kl - policy_q, agent.optimizers["policy"])  # Eq. 8
