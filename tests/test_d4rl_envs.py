@@ -221,7 +221,7 @@ def test_success_is_a_distance_of_half_a_metre_in_the_plane(distance, reached, d
 
 
 def test_the_start_is_the_rest_position_with_noise():
-    """ant.py's reset_model: qpos + uniform(-.1, .1), qvel + .1 randn; MuJoCo before 3.2.0 normalised the quaternion."""
+    """ant.py's reset_model: qpos + uniform(-.1, .1), qvel + .1 randn; the engine makes a unit quaternion."""
     env = make("antmaze-large-play-v2").unwrapped
     obs = np.array([env.reset(seed=seed)[0] for seed in range(1000)])
     rest_position = np.array([0, 0, 0.75, *[0] * 8])
@@ -306,12 +306,12 @@ def test_actions_beyond_one_act_as_one():
 
 # The figures of D4RL's locomotion/assets/ant.xml. It gives shapes and a density of 5 kg/m³, from which MuJoCo
 # computes masses and inertias. Here they are computed by hand, for a ball of radius 0.25, and for capsules of
-# radius r = 0.08 and length sqrt(2) 0.2 or sqrt(2) 0.4, which MuJoCo before 2.1.1 took for a cylinder longer by r:
+# radius r = 0.08 and length sqrt(2) 0.2 or sqrt(2) 0.4, which D4RL's engine took for a cylinder longer by r:
 #   ball: m = 5 4/3 pi r³, I = 2/5 m r²
 #   cylinder of length L: m = 5 pi r² L, I_axis = m r²/2, I_across = m (L²/12 + r²/4)
 TORSO = (0.32724923, (0.00818123, 0.00818123, 0.00818123))
-LEG = (0.03647693, (0.00045864, 0.00045864, 0.00011673))  # L = 0.36284271
-SHIN = (0.06491138, (0.00235356, 0.00235356, 0.00020772))  # L = 0.64568542
+LEG = (0.03647693, (0.00045856, 0.00045856, 0.00011672617))  # L = 0.36284271
+SHIN = (0.06491138, (0.00235904, 0.00235904, 0.00020772))  # L = 0.64568542
 
 
 @pytest.fixture(scope="module")
@@ -516,7 +516,7 @@ def test_the_observation_has_noisy_positions_and_the_goal(name, monkeypatch):
         for obs in (env.reset(seed=seed)[0], env.step(rest(env))[0]):
             noise.append(obs[:30] - env.unwrapped.data.qpos)
             assert obs[30:].tolist() == goal.tolist()
-    # kitchen_multitask_v0.py's robot_noise_ratio, 0.1, times franka_config.xml's pos_noise_amp of each coordinate
+    # kitchen_multitask_v0.py's robot_noise_ratio, 0.1, times franka_config.xml's pos_noise_amp
     amplitudes = (
         [0.1] * 9 + [0.005] * 2 + [0.0005] * 6 + [0.005] * 3 + [0.1] * 3 + [0.005] * 3 + [0.1] * 3 + [0.005]
     )
@@ -527,8 +527,8 @@ def test_the_observation_has_noisy_positions_and_the_goal(name, monkeypatch):
 
 
 def test_the_kettle_starts_upright_and_the_pedestal_touches_nothing():
-    """Its orientation in init_qpos is no unit quaternion; MuJoCo before 3.2.0 made it one. The pedestal's geom in
-    franka_kitchen_jntpos_act_ab.xml is of the visual class."""
+    """Its orientation in init_qpos is no unit quaternion; D4RL's engine made it one. The pedestal's geom in
+    franka_kitchen_jntpos_act_ab.xml is of a class that is only seen."""
     env = make("kitchen-complete-v0")
     env.reset(seed=0)
     simulated = env.unwrapped
