@@ -27,7 +27,7 @@ engine of its time, MuJoCo 2.1.0; docs/physics.md compares them. What differs:
 - AntMaze-v0 also draws a goal at a reset with a seed (why: at AntMaze).
 - D4RL draws AntMaze's goals and starts from generators that its seeds do not reach; here they come from the
   environment's own.
-- MuJoCo 2.1.0 had half of a contact's depth between two boxes: the kettle stands on its hob otherwise.
+- The kettle on its hob: MuJoCo before 3.4.0 took half of a contact's depth between two boxes.
 """
 
 import gymnasium as gym

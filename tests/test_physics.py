@@ -83,7 +83,7 @@ def test_single_steps(recorded, name):
     error = errors(recorded, name, make(name))
     if name == "kitchen":
         kettle, error = error[..., KETTLE], np.delete(error, KETTLE, axis=-1)
-        # MuJoCo 2.1.0 had half of a contact's depth between two boxes, here the kettle and its hob.
+        # MuJoCo before 3.4.0 takes half of a contact's depth between two boxes, here the kettle and its hob.
         assert kettle[..., :7].max() < 3e-4 and kettle.max() < 0.1  # metres, quaternion parts; m/s and rad/s
     assert error.max() < STEP.get(name, 1e-10)
 
