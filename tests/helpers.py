@@ -94,6 +94,33 @@ def recorded_draws():
         yield draws
 
 
+class FakeEnv:
+    """Episodes of 1 to 30 steps, by their seed; the longer, the higher a step's reward. log: the seeds."""
+
+    def __init__(self, log: list):
+        self.log, self.closed = log, False
+
+    def observe(self):
+        return self.rng.normal(size=OBS_DIM) + self.memory, {}
+
+    def reset(self, seed: int):
+        self.log.append(seed)
+        self.rng, self.memory = np.random.default_rng(seed), 0.0
+        self.length = self.left = int(self.rng.integers(1, 31))
+        return self.observe()
+
+    def step(self, action):
+        assert self.left > 0 and action.shape == (ACTION_DIM,)
+        self.left -= 1
+        self.memory = 0.5 * self.memory + float(action.sum())
+        done = self.left == 0
+        ended = (done, False) if self.length % 2 else (False, done)  # terminated, truncated
+        return self.observe()[0], self.length + self.memory, *ended, {}
+
+    def close(self):
+        self.closed = True
+
+
 def fast_flags(script: str) -> list[str]:
     """Two tiny steps of each phase and no evaluation."""
     steps = [flag for phase in load_script(script).PHASES for flag in (f"--{phase}-steps", "2")]
