@@ -251,7 +251,7 @@ class Agent(nn.Module):
         self.policy = DeterministicPolicy(n, obs_dim, action_dim, args.policy_layers)
         self.target_q = copy.deepcopy(self.q).requires_grad_(False)
         self.to(device)
-        adam = lambda params, lr, decay=0.0: torch.optim.AdamW(  # one kernel, lr where a CUDA graph can change it
+        adam = lambda params, lr, decay=0.0: torch.optim.AdamW(  # one kernel, lr where CUDA graphs change it
             [{"params": [*params], "initial_lr": lr}], torch.tensor(lr, device=device), fused=True,
             capturable=device.type == "cuda", weight_decay=decay)  # fmt: skip
         self.optimizers = {
