@@ -337,7 +337,7 @@ def test_bad_flags_end_with_one_line(flags, message, capsys):
 # ------------------------------------------------------------------------------------------ a script, killed
 def test_a_run_that_is_killed_resumes_to_the_same_metrics(tmp_path):
     """In the middle, by kill -9 of the sweep."""
-    flags = "--batch-size 128 --eval-candidates 1 --eval-episodes 1 --checkpoint-every 20"
+    flags = "--batch-size 128 --eval-episodes 0 --checkpoint-every 20"
     base = ["--experiment", "local", "--only", "dtql_gaussian", "--seeds", "1", "--budget", "0.01",
             "--flags", flags, "--shard", "0/1"]  # fmt: skip
     start = lambda runs: subprocess.Popen(
