@@ -140,7 +140,6 @@ def environments() -> str:
 
 PAGES = {
     "docs/speed.md": [train, act, paper, measures, startup, evaluation, environments],
-    "README.md": [speed],
 }
 
 
