@@ -140,6 +140,7 @@ def environments() -> str:
 
 PAGES = {
     "docs/speed.md": [train, act, paper, measures, startup, evaluation, environments],
+    "README.md": [speed],
 }
 
 
