@@ -25,6 +25,7 @@ import dataclasses
 import difflib
 import fcntl
 import hashlib
+import http.client
 import importlib.metadata
 import itertools
 import json
@@ -47,6 +48,7 @@ import mujoco
 import numpy as np
 import torch
 import tyro
+import wandb
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -66,7 +68,7 @@ class Args:  # None: the paper's value for the task, or as the comment says
     run_dir: str | None = None  # everything a run writes; None: a new directory in runs/
     checkpoint_every: int = 5000  # steps between checkpoints
     resume: str | None = None  # a run's directory: continue it with its own arguments
-    eval_only: str | None = None  # a run's directory, or a model.pt: evaluate it and print the score
+    eval_only: str | None = None  # a run's directory: evaluate its model.pt and print the score
     capture_video: bool = False  # in the end, an episode per seed as mp4; without a screen MUJOCO_GL=egl
     track: bool = False  # log to Weights & Biases too, as WANDB_PROJECT, WANDB_ENTITY and WANDB_MODE say
     discount: float = 0.99  # γ, what a reward one step later counts
@@ -90,7 +92,7 @@ HIDDEN, TIME_DIM = (256, 256, 256), 16  # hidden layers of a network, features o
 
 
 def mish(x: Tensor) -> Tensor:
-    """x tanh(softplus(x)) by a single exponential: with PyTorch's own a compiled step takes a third longer."""
+    """x tanh(softplus(x)) by a single exponential: with PyTorch's own a compiled step takes a third more."""
     s = torch.sigmoid(x)
     w = s * (2 - s)
     return x * w / (2 - w)
@@ -226,16 +228,14 @@ def minimize(loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
 
 
 def frozen(network: nn.Module) -> Callable:
-    """The network as a fixed function: gradients pass through to its inputs, none is spent on its weights,
-    which saves a tenth of a compiled step."""
+    """The network as a fixed function of its inputs: no gradient of weights, a tenth of a compiled step."""
     weights = {name: param.detach() for name, param in network.named_parameters()}
     return lambda *inputs: torch.func.functional_call(network, weights, inputs)
 
 
 def pretrain_update(agent: Agent, batch: list[Tensor], args: Args) -> dict[str, Tensor]:
-    """One gradient step of critics and behaviour model: all of a pretraining step. Losses [seed].
-
-    batch: obs, action, reward, next_obs, terminal; [seed, batch, dim] or [seed, batch]."""
+    """One gradient step of critics and behaviour model: all of a pretraining step. Losses [seed]; batch: obs,
+    action, reward, next_obs, terminal, [seed, batch, dim] or [seed, batch]."""
     obs, action, reward, next_obs, terminal = batch
     q, v = agent.q(obs, action), agent.v(obs).squeeze(-1)  # [seed, 2, batch], [seed, batch]
     u = q.detach().amin(dim=1) - v  # of the current Q [code]
@@ -335,10 +335,12 @@ def adjust_reward(env_id: str, reward: np.ndarray, returns: np.ndarray) -> np.nd
 
 # ----------------------------------------------------------------------------------------- flags and errors
 SCRIPT = Path(__file__).resolve()
-MAY_BE_ZERO = {"seed", "eval_episodes", "eval_candidates", "pretrain_steps", "critic_steps", "behavior_steps",
-               "alpha", "beta", "entropy_coef"}  # fmt: skip
+ROOT = SCRIPT.parent  # of the project: datasets/ and benchmark/ are looked for here
 SHARES = {"discount", "tau", "expectile"}  # from 0 to 1
-MAY_DIFFER = {"resume", "eval_only", "track", "capture_video", f"{[*PHASES][-1]}_steps"}  # from a run's own
+MAY_BE_ZERO = {"seed", "eval_episodes", "eval_candidates", "pretrain_steps", "critic_steps", "behavior_steps",
+               "alpha", "beta", "entropy_coef", *SHARES}  # fmt: skip
+OF_A_RESUMED_RUN = {"resume", "track", "capture_video", f"{[*PHASES][-1]}_steps"}  # flags that may differ
+OF_AN_EVALUATION = {"eval_only", "device", "eval_episodes", "eval_candidates"}  # from the run's own
 
 
 class InputError(Exception):
@@ -363,29 +365,27 @@ def parse_args(argv: list[str] | None = None) -> Args:
     """The flags; with --resume or --eval-only, the run's own where none is given."""
     args = tyro.cli(Args, args=argv, description=__doc__)
     if run := args.resume or args.eval_only:
-        with explain(f"{run} is not the directory of a run of {SCRIPT.name}"):
+        with explain(f"{run} is not the directory of a run"):
             config = json.loads(Path(os.path.expanduser(run), "config.json").read_text())
             check(config["script"] == SCRIPT.name, f"{run} is a run of {config['script']}")
-            own = Args(**{name: config[name] for name in vars(args)})
-        args = tyro.cli(Args, args=argv, default=own)
-        free = MAY_DIFFER | ({"device", "eval_episodes", "eval_candidates"} if args.eval_only else set())
-        differ = [name for name, x in vars(own).items() if x != getattr(args, name) and name not in free]
+        args = tyro.cli(Args, args=argv, default=Args(**{name: config[name] for name in vars(args)}))
+        differ = {name for name, x in vars(args).items() if x != config[name]}
+        differ -= OF_A_RESUMED_RUN if args.resume else OF_AN_EVALUATION
         check(not differ, f"{', '.join(differ)} cannot differ from those of {run}; leave that out")
     return args
 
 
 def resolve(args: Args) -> torch.device:
     """Fills in the task's settings, checks every number, and returns the device."""
-    settings = settings_of(args.env_id)
     for name, value in vars(args).items():
-        setattr(args, name, value := settings.get(name) if value is None else value)
+        setattr(args, name, value := settings_of(args.env_id).get(name) if value is None else value)
         if type(value) in (int, float):
-            good = 0 <= value <= 1 if name in SHARES else 0 < value < math.inf
+            good = 0 < value <= (1 if name in SHARES else sys.maxsize)
             check(good or value == 0 and name in MAY_BE_ZERO, f"--{name.replace('_', '-')} cannot be {value}")
     check(args.sigma_min < args.sigma_max, f"--sigma-min {args.sigma_min} is not below --sigma-max")
     if args.device == "auto":
         args.device = "cuda" if torch.cuda.is_available() else "cpu"
-    with explain(f"--device {args.device} or --compile does not work here; use --device cpu, or no --compile"):
+    with explain(f"--device {args.device}, or --compile, does not work here; try --device cpu --no-compile"):
         torch.compile(torch.sin, disable=not args.compile)(torch.zeros(1, device=args.device))
     torch.backends.cuda.matmul.allow_tf32 = args.tf32
     return torch.device(args.device)
@@ -398,18 +398,16 @@ D4RL_RETURNS = {  # that score 0 and 100
     "halfcheetah": (-280.178953, 12135.0), "hopper": (-20.272305, 3234.3), "walker2d": (1.629008, 4592.3),
     "antmaze": (0.0, 1.0), "kitchen": (0.0, 4.0), "pen": (96.262799, 3076.8331017826877),
     "hammer": (-274.856578, 12794.134825156867), "door": (-56.512833, 2880.5693087298737),
-    "relocate": (-6.425911, 4233.877797728884),
-}  # fmt: skip
+    "relocate": (-6.425911, 4233.877797728884)}  # fmt: skip
 ROBOTS = {"halfcheetah": "HalfCheetah-v4", "hopper": "Hopper-v4", "walker2d": "Walker2d-v4"}
 D4RL_FILES = {  # path below a mirror
     "kitchen-complete-v0": "kitchen/mini_kitchen_microwave_kettle_light_slider-v0.hdf5",
     "kitchen-partial-v0": "kitchen/kitchen_microwave_kettle_light_slider-v0.hdf5",
-    "kitchen-mixed-v0": "kitchen/kitchen_microwave_kettle_bottomburner_light-v0.hdf5",
-}
-for kind in ("human", "cloned", "expert"):
-    D4RL_FILES |= {f"{x}-{kind}-v1": f"hand_dapg_v1/{x}-{kind}-v1.hdf5" for x in ("pen", "hammer", "door", "relocate")}
-for kind in ("random", "medium", "expert", "medium_replay", "full_replay", "medium_expert"):
-    D4RL_FILES |= {f"{x}-{kind.replace('_', '-')}-v2": f"gym_mujoco_v2/{x}_{kind}-v2.hdf5" for x in ROBOTS}
+    "kitchen-mixed-v0": "kitchen/kitchen_microwave_kettle_bottomburner_light-v0.hdf5"}  # fmt: skip
+for hand, kind in itertools.product(("pen", "hammer", "door", "relocate"), ("human", "cloned", "expert")):
+    D4RL_FILES[f"{hand}-{kind}-v1"] = f"hand_dapg_v1/{hand}-{kind}-v1.hdf5"
+for kind in ("random", "medium", "expert", "medium-replay", "full-replay", "medium-expert"):
+    D4RL_FILES |= {f"{x}-{kind}-v2": f"gym_mujoco_v2/{x}_{kind.replace('-', '_')}-v2.hdf5" for x in ROBOTS}
 for kind in ("umaze", "umaze-diverse", "medium-play", "medium-diverse", "large-play", "large-diverse"):
     maze = {"umaze": "u-maze", "medium": "big-maze", "large": "hardest-maze"}[kind.partition("-")[0]]
     file = f"Ant_maze_{maze}_noisy_multistart_{kind != 'umaze'}_multigoal_{kind.endswith('diverse')}_sparse"
@@ -421,42 +419,48 @@ for kind in ("umaze", "umaze-diverse", "medium-play", "medium-diverse", "large-p
 def load_dataset(env_id: str) -> tuple[list[Tensor], dict]:
     """The transitions, and where they are from. obs [N, obs_dim], action [N, action_dim] in [-1, 1], reward
     [N], next_obs [N, obs_dim], terminal [N]: 1 where the episode ended, but not by a time limit."""
-    path, columns, rows, returns, low, high = (load_d4rl if env_id in D4RL_FILES else load_minari)(env_id)
-    check(len(rows) > 0, f"{path} holds no transitions")
-    columns = [np.asarray(x, np.float32).reshape(len(rows), -1) for x in columns]
-    columns[1] = columns[1] * (2 / (high - low)) - (high + low) / (high - low)
-    for name, x in zip(("observation", "action", "reward", "next observation", "terminal"), columns):
-        check(name[0] not in "rt" or x.shape[1] == 1, f"{path} has {x.shape[1]} {name}s a step, not one")
-        limit = 1 + 1e-4 if name == "action" else np.finfo(np.float32).max  # 1e-4: stored ones are rounded
-        bad = rows[~(np.abs(x) <= limit).all(axis=1)]
+    path, low, high, *arrays = (load_d4rl if env_id in D4RL_FILES else load_minari)(env_id)
+    obs, action, reward, terminal, timeout, end = (np.asarray(x, np.float32) for x in arrays)
+    flat = obs.ndim == action.ndim == 2 and reward.size == terminal.size == len(obs) > 1
+    check(flat, f"{path}: needs vectors, and a reward for each, not {obs.shape, action.shape, reward.shape}")
+    reward, terminal, timeout = reward.ravel(), terminal.ravel(), timeout.ravel() != 0
+    returns = np.diff(np.cumsum(reward, dtype=np.float64)[end.ravel() != 0], prepend=0)
+    rows = np.flatnonzero(~timeout[:-1])  # row i leads to row i + 1, but not at a timeout
+    columns = {"observation": obs[rows], "action": (action * 2 - (high + low))[rows] / (high - low),
+               "reward": adjust_reward(env_id, reward, returns)[rows], "next observation": obs[rows + 1],
+               "terminal": terminal[rows]}  # fmt: skip
+    for name, x in columns.items():
+        limit = 1 + 1e-4 if name == "action" else np.finfo(np.float32).max  # stored actions are rounded
+        bad = rows[~(np.abs(x) <= limit).reshape(len(x), -1).all(axis=1)]
         check(not len(bad), f"{path}: the {name} of row {bad[:1]} is NaN, infinite or out of bounds; mend it")
-    columns[2], columns[4] = adjust_reward(env_id, columns[2][:, 0], returns), columns[4][:, 0] != 0
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    print(f"{path}: {len(rows)} transitions, {len(returns)} episodes, mean return {np.mean(returns):.1f}")
-    print(f"sha256 {digest}")
-    published = SCRIPT.parent / "benchmark/paper/d4rl_sha256.csv"
-    for line in published.read_text().splitlines() if published.exists() else ():
-        if line.startswith(f"{D4RL_FILES.get(env_id)},") and digest not in line:
-            print(f"{path} is not the file that D4RL published: its sha256 differs")
-    source = {"dataset": str(path), "dataset_sha256": digest}
-    source |= {"action_low": low.tolist(), "action_high": high.tolist()}
-    return [torch.as_tensor(np.asarray(x, np.float32)) for x in columns], source
+    digest, known = hashlib.sha256(path.read_bytes()).hexdigest(), ROOT / "benchmark/paper/d4rl_sha256.csv"
+    sums = dict(x.rsplit(",", 1) for x in known.read_text().splitlines()) if known.exists() else {}
+    expected = next((x for file, x in sums.items() if file.startswith(f"{D4RL_FILES.get(env_id)},")), digest)
+    note = "" if digest == expected else ", another file than D4RL published"
+    print(f"{path}: {len(rows)} transitions, {len(returns)} episodes, mean return {np.mean(returns):.1f}, "
+          f"sha256 {digest}{note}")  # fmt: skip
+    source = {
+        "dataset": str(path),
+        "dataset_sha256": digest,
+        "action_low": low.tolist(),
+        "action_high": high.tolist(),
+    }
+    columns["terminal"] = columns["terminal"] != 0
+    return [torch.as_tensor(np.asarray(x, np.float32)) for x in columns.values()], source
 
 
 def load_d4rl(name: str) -> tuple:
-    """Path, transitions as D4RL's `qlearning_dataset`, their rows, returns of episodes, bounds of actions."""
-    path, kitchen = find_d4rl_file(name), name.startswith("kitchen")
+    """Path, bounds of actions, and arrays [row, dim] or [row]: obs, action, reward, terminal, timeout, end
+    of an episode. Row i leads to row i + 1 unless it is a timeout, as in D4RL's `qlearning_dataset`."""
+    path, kitchen = find_d4rl_file(name), name.startswith("kitchen")  # its files have no timeouts
     keys = "observations", "actions", "rewards", "terminals", "terminals" if kitchen else "timeouts"
     with explain(f"{path} is not a whole HDF5 file of {name}"), h5py.File(path, locking=False) as file:
         obs, action, reward, terminal, timeout = (file[key][:] for key in keys)
-        ends, timeout, count = terminal.ravel() != 0, timeout.ravel() != 0, 0
-        for i in range(len(timeout) if kitchen else 0):  # its files have no timeouts
-            timeout[i] = count == 279
-            count = 0 if timeout[i] else 1 if ends[i] else count + 1  # that 1 is an off-by-one of D4RL's
-        rows = np.flatnonzero(~timeout[:-1])  # row i leads to row i + 1, but not at a timeout
-        columns = [obs[rows], action[rows], reward[rows], obs[rows + 1], terminal[rows]]
-        returns = np.diff(np.cumsum(reward, dtype=np.float64)[timeout | ends], prepend=0)
-        return path, columns, rows, returns, -np.ones(action.shape[1]), np.ones(action.shape[1])
+        count, one = 0, np.ones(action.shape[1])
+    for i in range(len(timeout) if kitchen else 0):
+        timeout[i] = count == 279
+        count = 0 if timeout[i] else 1 if terminal[i] else count + 1  # that 1 is an off-by-one of D4RL's
+    return path, -one, one, obs, action, reward, terminal, timeout, (terminal != 0) | (timeout != 0)
 
 
 def find_d4rl_file(name: str) -> Path:
@@ -465,51 +469,49 @@ def find_d4rl_file(name: str) -> Path:
     path = folder / Path(D4RL_FILES[name]).name
     partial = folder / f"{path.name}.{os.urandom(4).hex()}.part"  # others may download it too
     mirrors = (os.environ.get("D4RL_MIRRORS") or D4RL_MIRRORS).split()
-    urls = [f"{mirror}/{file}" for mirror in mirrors for file in (D4RL_FILES[name], path.name)]
-    while urls and not path.exists():
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with urllib.request.urlopen(urls[0], timeout=30) as response, open(partial, "xb") as file:
-                blocks = iter(lambda: response.read(2**20), b"")
-                file.writelines(tqdm(blocks, path.name, (response.length or 0) >> 20, unit="MiB"))
-            h5py.File(partial, locking=False).close()  # raises if it is cut
-            os.replace(partial, path)
-        except (OSError, ValueError) as error:
-            reason = f"cannot download {urls.pop(0)} ({error})"
-        finally:
+    for url in (f"{mirror}/{file}" for mirror in mirrors for file in (D4RL_FILES[name], path.name)):
+        if not path.exists():
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                with urllib.request.urlopen(url, timeout=30) as response, open(partial, "xb") as file:
+                    blocks = iter(lambda: response.read(2**20), b"")
+                    file.writelines(tqdm(blocks, path.name, (response.length or 0) >> 20, unit="MiB"))
+                h5py.File(partial, locking=False).close()  # raises if it is cut
+                os.replace(partial, path)
+            except (OSError, ValueError, http.client.HTTPException) as error:
+                print(f"{url}: {error}")
             partial.unlink(missing_ok=True)
-    check(path.exists(), f"{reason}; put it at {path}, or work offline: --env-id {Args.env_id}")
+    check(
+        path.exists(),
+        f"no {path}, and no mirror has it; put it there, or work offline: --env-id {Args.env_id}",
+    )
     return path
 
 
 def open_minari(dataset_id: str) -> minari.MinariDataset:
-    """From datasets/ beside this script, from $MINARI_DATASETS_PATH, or downloaded to that."""
-    root = SCRIPT.parent / "datasets"
-    known = [*D4RL_FILES, *(x.parents[1].relative_to(root).as_posix() for x in root.glob("**/data/*.json"))]
-    similar = ", ".join(difflib.get_close_matches(dataset_id, known, cutoff=0))
-    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # else a line for each of its retries
+    """From datasets/ of this project, from $MINARI_DATASETS_PATH, or downloaded to that."""
+    here = [str(x.parent.relative_to(ROOT / "datasets")) for x in ROOT.glob("datasets/**/data")]
+    similar = ", ".join(difflib.get_close_matches(dataset_id, [*D4RL_FILES, *here], cutoff=0))
     with explain(f"unknown env id {dataset_id!r}, or no network; similar ones here: {similar}"):
-        if (path := root / dataset_id / "data").exists():
-            return minari.MinariDataset(path)
+        if dataset_id in here:
+            return minari.MinariDataset(ROOT / "datasets" / dataset_id / "data")
         download = "/" in dataset_id and not dataset_id.startswith("local/")  # no server has others
         return minari.load_dataset(dataset_id, download=download)
 
 
 def load_minari(dataset_id: str) -> tuple:
-    """As load_d4rl. Truncation is no terminal state."""
+    """As load_d4rl; the last observation of an episode is a row of its own, with a timeout: truncation is no
+    terminal state."""
     dataset, episodes = open_minari(dataset_id), []
     path, space = Path(dataset.storage.data_path) / "main_data.hdf5", dataset.action_space
     with explain(f"cannot read {path}, with actions {space}"):
-        check(space.is_bounded() and space.low.ndim == 1, f"{path}: actions need finite bounds, not {space}")
+        check(space.is_bounded() and len(dataset), f"{path}: no episodes, or no finite bounds in {space}")
         for episode in dataset:
             obs = flatten(episode.observations)
-            columns = obs[:-1], episode.actions, episode.rewards, obs[1:], episode.terminations
-            episodes.append([x[: len(obs) - 1] for x in columns])  # a last step without its observation
-        returns = np.array([np.sum(rewards) for _, _, rewards, _, _ in episodes])
-        columns = [np.concatenate(column) for column in zip(*episodes)] or [[]] * 5
-    if lost := dataset.total_steps - len(columns[0]):
-        print(f"{path}: left out {lost} steps without a next observation")
-    return path, columns, np.arange(len(columns[0])), returns, space.low, space.high
+            pad = lambda x: np.concatenate([x, np.zeros_like(x[:1])])[: len(obs)]  # none may be missing
+            arrays = (pad(x) for x in (episode.actions, episode.rewards, episode.terminations))
+            episodes.append((obs, *arrays, *2 * [np.arange(len(obs)) == len(obs) - 1]))
+        return path, space.low, space.high, *(np.concatenate(x) for x in zip(*episodes))
 
 
 def flatten(obs) -> np.ndarray:
@@ -541,15 +543,14 @@ def load_task(env_id: str) -> SimpleNamespace:
     and action; the returns low and high that score 0 and 100; metric: "score" is D4RL's, "Minari score" by
     the dataset's own references, "return" has none. For a D4RL name this needs no data file."""
     robot, options = env_id.partition("-")[0], {"disable_env_checker": True}
-    if env_id in D4RL_FILES:  # those of benchmark/ need it beside the script, and gymnasium-robotics
+    if env_id in D4RL_FILES:  # those of benchmark/ need gymnasium-robotics
         make, options["id"] = gym.make, ROBOTS.get(robot, f"benchmark.d4rl_envs:{env_id}")
         (low, high), metric, physics = D4RL_RETURNS[robot], "score", "D4RL's, of MuJoCo 2.1.0"
     else:
         dataset, metric, physics = open_minari(env_id), "Minari score", f"MuJoCo {mujoco.__version__}"
         make, options["eval_env"] = dataset.recover_environment, True
         low, high = (dataset.storage.metadata.get(f"ref_{x}_score") for x in ("min", "max"))
-        if low == high:
-            low, high, metric = 0.0, 100.0, "return"
+        low, high, metric = (0.0, 100.0, "return") if low == high else (low, high, metric)
         if "gymnasium_robotics.envs.maze.ant_maze" in str(dataset.env_spec):
             # The data's maze (Minari's own one to evaluate umaze in is mirrored), and an end at the goal.
             options |= {"maze_map": dataset.env_spec.kwargs["maze_map"], "continuing_task": False}
@@ -592,10 +593,10 @@ def evaluate(agent: Agent, task: SimpleNamespace, args: Args) -> dict[str, np.nd
     for env in itertools.chain(*envs):
         env.close()
     scores = 100 * (returns - task.low) / (task.high - task.low)
+    spread = f" ± {scores.mean(axis=1).std(ddof=1):.1f}" if n > 1 else ""  # over seeds
+    tqdm.write(f"{task.metric} {scores.mean():.1f}{spread} (last, {n} seeds × {total} episodes)")
     values = {"return": returns, "length": lengths, "normalized_score": scores}
     means = {f"eval/{name}": x.mean(axis=1) for name, x in values.items()}
-    score, spread = scores.mean(), f" ± {scores.mean(axis=1).std(ddof=1):.1f}" if n > 1 else ""  # over seeds
-    tqdm.write(f"{task.metric} {score:.1f}{spread} (last, {n} seeds × {total} episodes)")
     return means | {f"eval/{name}s": x for name, x in values.items()}
 
 
@@ -625,22 +626,17 @@ def gradient_steps(agent: Agent, data: list[Tensor], phase: str, totals: dict, a
         yield step()
 
 
-def log(metrics: TextIO, args: Args, step: int, values: dict[str, np.ndarray]) -> None:
-    """A line of metrics.jsonl for each seed; values: [seed] or [seed, episode] each, null if not finite."""
-    for i in range(args.num_seeds):
-        line = {name: np.where(np.isfinite(x[i]), x[i], None).tolist() for name, x in values.items()}
-        metrics.write(json.dumps({"step": step, "seed": args.seed + i} | line) + "\n")
-        if wandb := args.track and sys.modules["wandb"]:
-            wandb.log({f"{name}/seed{args.seed + i}": x for name, x in line.items() if np.ndim(x) == 0}, step)
-    metrics.flush()
+def to_json(content: dict, indent: int | None = None) -> str:
+    """With null for NaN and infinity, which JSON has not."""
+    return json.dumps(json.loads(json.dumps(content), parse_constant=lambda _: None), indent=indent) + "\n"
 
 
 def write(path: Path, content: dict) -> None:
     """A .pt or .json file. Whenever this is interrupted, path holds what it held before or all of content."""
     with explain(f"cannot write {path}; the one before is kept: make room and use --resume"):
         with open(f"{path}.part", "wb") as file:
-            text = json.dumps(content, indent=2) if path.suffix == ".json" else torch.save(content, file)
-            file.write((text or "").encode())
+            file.write(to_json(content, 2).encode()) if path.suffix == ".json" else torch.save(content, file)
+            file.flush()
             os.fsync(file)
         os.replace(f"{path}.part", path)
 
@@ -659,6 +655,10 @@ def fit(agent: Agent, data: list[Tensor], task: SimpleNamespace | None, metrics:
         state = saved["state"]
     metrics.truncate(state["metrics_size"])  # what a killed run wrote after its checkpoint comes again
     ends = list(itertools.accumulate(getattr(args, f"{phase}_steps") for phase in PHASES))
+    check(
+        state["step"] <= ends[-1],
+        f"the run has done {state['step']} steps already, which are more than asked for",
+    )
     for phase, first, last in zip(PHASES, [0, *ends], ends):
         if state["step"] == first and phase in STARTS:
             STARTS[phase](agent)
@@ -670,19 +670,23 @@ def fit(agent: Agent, data: list[Tensor], task: SimpleNamespace | None, metrics:
             evaluating = last == ends[-1] and ((step - first) % args.eval_every == 0 or step == last)
             if not (saving or evaluating or step % LOG_EVERY == 0 or step == last):
                 continue
-            losses = {name: (total / (step - logged)).cpu().numpy() for name, total in totals.items()}
-            seconds, weights = time.perf_counter() - clock, sum(x.detach().sum() for x in agent.parameters())
-            speed = {"steps_per_second": np.full(args.num_seeds, (step - logged) / seconds)}
-            log(metrics, args, step, losses | speed)
-            for name, x in (losses | {"sum of weights": weights.cpu().numpy()}).items():
-                if not np.isfinite(x).all():
-                    raise FloatingPointError(f"{name} is not finite at step {step}: {x.tolist()} by seed")
-            if task and evaluating:
-                clock = time.perf_counter()
-                log(metrics, args, step, values := evaluate(agent, task, args))
-                state["scores"].append(values["eval/normalized_score"].tolist())
-                state["eval_seconds"] += time.perf_counter() - clock
+            values = {name: (total / (step - logged)).cpu().numpy() for name, total in totals.items()}
+            if not all(x.isfinite().all() for x in (*totals.values(), *agent.parameters())):
+                losses = {name: x.tolist() for name, x in values.items()}
+                raise FloatingPointError(f"a loss or weight is not finite at step {step}; by seed: {losses}")
+            seconds = time.perf_counter() - clock
             state |= {"step": step, "train_seconds": state["train_seconds"] + seconds}
+            values["steps_per_second"] = np.full(args.num_seeds, (step - logged) / seconds)
+            if task and evaluating:
+                values |= evaluate(agent, task, args)
+                state["scores"].append(values["eval/normalized_score"].tolist())
+            for i in range(args.num_seeds):
+                line = {name: x[i].tolist() for name, x in values.items()}
+                metrics.write(to_json({"step": step, "seed": args.seed + i} | line))
+                if args.track:
+                    wandb.log({f"seed{args.seed + i}/{name}": x for name, x in line.items()}, step)
+            metrics.flush()
+            state["eval_seconds"] += time.perf_counter() - clock - seconds
             if saving:
                 state["metrics_size"] = os.path.getsize(metrics.name)
                 optimizers = {name: optimizer.state_dict() for name, optimizer in agent.optimizers.items()}
@@ -695,15 +699,24 @@ def fit(agent: Agent, data: list[Tensor], task: SimpleNamespace | None, metrics:
 
 
 def train(args: Args) -> dict:
-    """A whole run; returns what result.json holds."""
+    """A whole run, or the evaluation of one; returns what result.json holds."""
     device = resolve(args)
     task = load_task(args.env_id) if args.eval_episodes else None
+    if args.eval_only:
+        check(task, "--eval-only needs --eval-episodes, how many to evaluate")
+        agent = Agent(*task.sizes, args, device)
+        with explain(f"cannot load the model of {args.eval_only}"):
+            saved = torch.load(f"{os.path.expanduser(args.eval_only)}/model.pt", device, weights_only=True)
+            agent.load_state_dict(saved["agent"])
+        return evaluate(agent, task, args)
     data, config = load_dataset(args.env_id)
     sizes = data[0].shape[1], data[1].shape[1]
-    check(not task or task.sizes == sizes, f"{args.env_id}: the sizes {sizes} are not the environment's")
+    check(not task or task.sizes == sizes, f"{args.env_id}: the sizes {sizes} are not its environment's")
     config |= {"script": SCRIPT.name, "id": os.urandom(4).hex(), "obs_dim": sizes[0], "action_dim": sizes[1]}
-    config["git_commit"] = subprocess.getoutput(f"git -C '{SCRIPT.parent}' rev-parse HEAD")
-    config["versions"] = {x: importlib.metadata.version(x) for x in ("torch", "mujoco", "gymnasium", "minari")}
+    config["git_commit"] = subprocess.getoutput(f"git -C '{ROOT}' rev-parse HEAD 2>/dev/null") or None
+    config["versions"] = {
+        x: importlib.metadata.version(x) for x in ("torch", "mujoco", "gymnasium", "minari")
+    }
     name = f"{args.env_id.replace('/', '-')}__{SCRIPT.stem}__{args.seed}__{int(time.time())}-{config['id']}"
     run_dir = Path(os.path.expanduser(args.resume or args.run_dir or f"runs/{name}"))
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -712,36 +725,35 @@ def train(args: Args) -> dict:
             fcntl.flock(metrics, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:  # of another kind where the file system has no locks
             check(not isinstance(error, BlockingIOError), f"another process trains in {run_dir}")
-        if (run_dir / "config.json").exists():
-            check(args.resume, f"{run_dir} holds a run already; --resume {run_dir} continues it")
-            old = json.loads((run_dir / "config.json").read_text())
-            same = old["dataset_sha256"] == config["dataset_sha256"]
-            check(same, f"{config['dataset']} is not what {run_dir} was begun with")
-            config = old
-        config |= vars(args) | {"resume": None}
+        file, exists = run_dir / "config.json", [*run_dir.glob("c*.json"), *run_dir.glob("c*.pt")]
+        check(args.resume or not exists, f"{run_dir} holds a run already; --resume {run_dir} continues it")
+        old = json.loads(file.read_text()) if args.resume else config
+        check(old["dataset_sha256"] == config["dataset_sha256"], f"{run_dir} was begun with another dataset")
+        config = old | vars(args) | {"resume": None}
         if args.track:
             with explain("--track: W&B does not start; run `wandb login`, or set WANDB_MODE=offline"):
-                import wandb
-
                 wandb.init(id=config["id"], name=name, dir=run_dir, config=config, resume="allow")
-        write(run_dir / "config.json", config)
+        write(file, config)
         print(f"writing {run_dir}; after an interruption: python {SCRIPT.name} --resume {run_dir}")
         torch.manual_seed(args.seed)
         agent = Agent(*sizes, args, device)
-        try:
-            state = fit(agent, [x.to(device) for x in data], task, metrics, args)
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(f"to continue: python {SCRIPT.name} --resume {run_dir}") from None
+        state = fit(agent, [x.to(device) for x in data], task, metrics, args)
     write(run_dir / "model.pt", {"agent": agent.state_dict(), "config": config})
-    seeds = {args.seed + i: {"last": x[-1], "best": max(x)} for i, x in enumerate(zip(*state["scores"]))}
-    result = config | {"seeds": seeds, "metric": task and task.metric, "physics": task and task.physics}
-    result |= {name: x for name, x in state.items() if name != "scores"}
-    result["peak_memory_mib"] = torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else None
+    seeds = {
+        args.seed + i: {"last": x[-1], "best": np.fmax.reduce(x).item()}
+        for i, x in enumerate(zip(*state["scores"]))
+    }
+    result = (
+        config | {"seeds": seeds, "metric": task and task.metric, "physics": task and task.physics} | state
+    )
+    result["peak_memory_mib"] = torch.cuda.max_memory_allocated() / 2**20  # of a GPU
     write(run_dir / "result.json", result)
     print(f"wrote {run_dir}: {seeds or 'no score (--eval-episodes 0)'}")
     if args.capture_video and task:
-        names, make_env = iter(seeds), task.make_env  # evaluate() makes one environment for each seed
-        task.make_env = lambda: gym.wrappers.RecordVideo(make_env("rgb_array"), run_dir, name_prefix=next(names))
+        film, names = task.make_env, iter(seeds)  # evaluate() makes one environment for each seed
+        task.make_env = lambda: gym.wrappers.RecordVideo(
+            film("rgb_array"), run_dir, name_prefix=f"{next(names)}"
+        )
         with explain("no video; set MUJOCO_GL to egl, osmesa or glfw, as the machine has"):
             evaluate(agent, task, dataclasses.replace(args, eval_episodes=1))
     return result
@@ -749,19 +761,11 @@ def train(args: Args) -> dict:
 
 def main() -> None:
     try:
-        args = parse_args()
-        if not args.eval_only:
-            return train(args)
-        device, task = resolve(args), load_task(args.env_id)
-        agent = Agent(*task.sizes, args, device)
-        with explain(f"cannot load the model of {args.eval_only}"):
-            saved = torch.load(f"{os.path.expanduser(args.eval_only)}/model.pt", device, weights_only=True)
-            agent.load_state_dict(saved["agent"])
-        evaluate(agent, task, args)
+        train(parse_args())
     except (InputError, OSError, FloatingPointError, KeyboardInterrupt) as error:
-        code = {FloatingPointError: 3, KeyboardInterrupt: 130}.get(type(error), 2)
-        print(f"{SCRIPT.name}: {' '.join(str(error).split())[:1000]}", file=sys.stderr)
-        raise SystemExit(code) from None
+        reason = " ".join(str(error).split())[:1000] or "interrupted; continue with --resume"
+        print(f"{SCRIPT.name}: {reason}", file=sys.stderr)
+        raise SystemExit({FloatingPointError: 3, KeyboardInterrupt: 130}.get(type(error), 2)) from None
 
 
 if __name__ == "__main__":

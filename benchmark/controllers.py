@@ -154,13 +154,13 @@ class KitchenController:
 
     def __init__(self, env: gym.Env, info: dict, rng: np.random.Generator):
         self.rng, self.noise = rng, rng.uniform(0, 0.2)
-        self.kitchen = env.unwrapped
-        self.model, self.data = self.kitchen.model, self.kitchen.data
+        self.env, self.robot = env, env.unwrapped.robot_env
+        self.model, self.data = self.robot.model, self.robot.data
         self.gripper = self.data.site("end_effector")
         self.plan = self.all_tasks()
 
     def is_pending(self, task: str) -> bool:
-        return task in self.kitchen.tasks_to_complete and task not in self.kitchen.episode_task_completions
+        return task in self.env.get_wrapper_attr("tasks_to_complete")
 
     def all_tasks(self):
         """Without end: one that failed is tried again, and an episode is over with the last one done."""
@@ -238,7 +238,7 @@ class KitchenController:
         # An action of 1 is 2 rad/s, done by a spring towards the angle reached after one step; without its
         # share of the gravity the arm would sag.
         arm = self.joint_velocities(np.concatenate([velocity, turn])) / 2
-        reach = 2 * self.kitchen.robot_env.dt  # radians
+        reach = 2 * self.robot.dt  # radians
         arm += self.data.qfrc_bias[:7] / self.model.actuator_gainprm[:7, 0] / reach
         arm += self.noise * self.rng.standard_normal(7)
         return np.clip([*arm, *[-1 if closed else 1] * 2], -1, 1)
