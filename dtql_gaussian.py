@@ -285,6 +285,8 @@ def act(agent: Agent, obs: Tensor, args: Args) -> Tensor:
     if candidates == 0:
         return policy.mean.tanh()
     action = policy.sample((candidates,)).tanh().movedim(0, 2)
+    if candidates == 1:
+        return action.squeeze(2)
     q = agent.target_q(obs.repeat_interleave(candidates, dim=1), action.flatten(1, 2)).amin(dim=1)
     choice = torch.distributions.Categorical(logits=q.view(action.shape[:3])).sample()  # [seed, state]
     return action.take_along_dim(choice[..., None, None], dim=2).squeeze(2)

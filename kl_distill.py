@@ -318,6 +318,8 @@ def act(agent: Agent, obs: Tensor, args: Args) -> Tensor:
     z = args.sigma_gen * torch.randn(shape, device=obs.device) * (args.eval_candidates > 0)
     obs = obs.repeat_interleave(shape[2], dim=1)  # [seed, state * candidate, obs_dim]
     action = agent.policy(obs, z.flatten(1, 2))
+    if shape[2] == 1:
+        return action.clamp(-1, 1)
     q = agent.target_q(obs, action).amin(dim=1)
     choice = torch.distributions.Categorical(logits=q.view(shape[:3])).sample()  # [seed, state]
     return action.view(shape).take_along_dim(choice[..., None, None], dim=2).squeeze(2).clamp(-1, 1)
