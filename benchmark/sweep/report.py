@@ -159,7 +159,7 @@ def reasons(run: Run, setting: Setting) -> str:
         return "; ".join([*found, "another script"])
     usual = args_of(setting)
     for name, x in differences(run, setting).items():
-        fewer = name.endswith("_steps") or name == "eval_episodes"
+        fewer = (name.endswith("_steps") or name == "eval_episodes") and x < usual[name]
         found.append(f"{x} of {usual[name]} {name}".replace("_", " ") if fewer else f"{name} {x}")
     return "; ".join(found)
 
