@@ -10,8 +10,8 @@ PHASES = [(name, phase) for name in SCRIPTS for phase in load_script(name).PHASE
 
 @pytest.mark.parametrize("name, phase", PHASES)
 def test_compiled_and_eager_steps_give_the_same_losses_and_weights(name, phase, monkeypatch):
-    """From the same random numbers: compiled steps draw PyTorch's own. The networks are shallow: Inductor takes
-    long for deep ones."""
+    """From the same random numbers: compiled steps draw PyTorch's own. Networks are shallow here: Inductor
+    takes long for deep ones."""
     script = load_script(name)
     monkeypatch.setattr(script, "HIDDEN", (32,))
     monkeypatch.setattr(script, "BLOCKS", 1, raising=False)
