@@ -5,14 +5,16 @@ import torch
 from helpers import SCRIPTS, load_script, make_agent, make_args, make_data
 
 # "train" does all that "pretrain" does, which is the same in three scripts (tests/test_siblings.py)
-PHASES = [(name, phase) for name in SCRIPTS for phase in load_script(name).PHASES if phase != "pretrain"]
+PHASES = [
+    (script, phase) for script in SCRIPTS for phase in load_script(script).PHASES if phase != "pretrain"
+]
 
 
-@pytest.mark.parametrize("name, phase", PHASES)
-def test_compiled_and_eager_steps_give_the_same_losses_and_weights(name, phase, monkeypatch):
+@pytest.mark.parametrize("script, phase", PHASES)
+def test_compiled_and_eager_steps_give_the_same_losses_and_weights(script, phase, monkeypatch):
     """From the same random numbers: compiled steps draw PyTorch's own. Networks are shallow here: Inductor
     takes long for deep ones."""
-    script = load_script(name)
+    script = load_script(script)
     monkeypatch.setattr(script, "HIDDEN", (32,))
     monkeypatch.setattr(script, "BLOCKS", 1, raising=False)
     torch._dynamo.reset()
