@@ -8,12 +8,20 @@ from helpers import SCRIPTS, load_script, make_agent, make_args, make_data
 PHASES = [
     (script, phase) for script in SCRIPTS for phase in load_script(script).PHASES if phase != "pretrain"
 ]
+BY_INDUCTOR = [("kl_distill.py", "train"), ("srpo.py", "behavior")]  # every draw is in these, and dropout
 
 
 @pytest.mark.parametrize("script, phase", PHASES)
 def test_compiled_and_eager_steps_give_the_same_losses_and_weights(script, phase, monkeypatch):
-    """From the same random numbers: compiled steps draw PyTorch's own. Networks are shallow here: Inductor
-    takes long for deep ones."""
+    """From the same random numbers. Inductor takes half a minute for a step, of shallow networks too: most
+    steps are compiled without its last stage, code in C++."""
+    if (script, phase) not in BY_INDUCTOR:
+        compile = torch.compile
+        monkeypatch.setattr(
+            torch,
+            "compile",
+            lambda update, disable, options: compile(update, backend="aot_eager", disable=disable),
+        )
     script = load_script(script)
     monkeypatch.setattr(script, "HIDDEN", (32,))
     monkeypatch.setattr(script, "BLOCKS", 1, raising=False)
