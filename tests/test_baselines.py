@@ -6,6 +6,7 @@ import copy
 import json
 import math
 import re
+import sys
 
 import pytest
 import torch
@@ -312,8 +313,8 @@ def compare_updates(file: str, script, changes: dict) -> list[Plain]:
 
 CASES = [
     (FQL, {}), (FQL, {"q_aggregate": "min", "normalize_q": True}), (IQL, {}), (IQL, {"beta": 30.0}),
-    (IQL, {"beta": 0.0, "lr_schedule": "constant"}), (IDQL, {}), (IDQL, {"lr_schedule": "constant"}), (DQL, {}),
-    (DQL, {"grad_norm": 1e9, "eta": 3.0, "lr_schedule": "constant"}),
+    (IQL, {"beta": 0.0, "lr_schedule": "constant"}), (IDQL, {}), (IDQL, {"lr_schedule": "constant"}),
+    (DQL, {}), (DQL, {"grad_norm": 1e9, "eta": 3.0, "lr_schedule": "constant"}),
 ]  # fmt: skip
 
 
@@ -357,8 +358,9 @@ def test_a_fault_in_an_update_would_be_noticed(file, right, wrong):
 # ------------------------------------------------------------------------------- where noise becomes actions
 @pytest.mark.parametrize("file, share", [(IDQL, 0.84), (DQL, 0.54)])
 def test_diffusion_samples_gaussian_data(file, share):
-    """With the analytic predictor of N(m, s²) the mean is right; of the deviation, five steps leave a share."""
-    script, mean, std = load_script(file), 0.1, 0.2
+    """Without the box and with the analytic predictor of N(m, s²) the mean is right; of the deviation, five
+    steps leave a share."""
+    script, mean, std = load_script(file), 0.3, 0.4
     assert [script.alpha_bar(t) for t in range(T + 1)] == pytest.approx([1, *BAR], rel=1e-12)
 
     def predict(x, t, obs):
@@ -366,14 +368,15 @@ def test_diffusion_samples_gaussian_data(file, share):
         return (1 - bar).sqrt() * (x - bar.sqrt() * mean) / (bar * std**2 + 1 - bar)
 
     torch.manual_seed(0)
-    few = script.sample(predict, torch.zeros(1, 50_000, 1), 1)
-    assert few.mean().item() == pytest.approx(mean, abs=0.01)
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.Tensor, "clamp", lambda x, *_: x)
+        few = script.sample(predict, torch.zeros(1, 50_000, 1), 1)
         patch.setattr(script, "T", 200)
         many = script.sample(predict, torch.zeros(1, 20_000, 1), 1)
-    assert many.mean().item() == pytest.approx(mean, abs=0.01)
+    assert few.mean().item() == pytest.approx(mean, abs=0.01)
+    assert few.std().item() == pytest.approx(share * std, rel=0.04)
+    assert many.mean().item() == pytest.approx(mean, abs=0.015)
     assert many.std().item() == pytest.approx(std, rel=0.04)
-    assert 0.8 * share < few.std().item() / std < 1.05 * share
     far = script.sample(lambda x, t, obs: -3 * x, torch.zeros(1, 1000, 1), 2)
     assert far.abs().max() == 1
 
@@ -467,16 +470,30 @@ def test_settings_are_the_papers():
         assert len({tuple(row) for row in rows}) == 1 and rows[1]["train_steps"] < rows[0]["train_steps"]
 
 
-@pytest.mark.parametrize("script", FILES)
-def test_a_run_ends_with_its_result_and_is_evaluated_again_from_its_files(script, tmp_path):
+@pytest.mark.parametrize("file", FILES)
+def test_a_run_ends_with_its_result_and_is_evaluated_again_from_its_files(
+    file, tmp_path, monkeypatch, capsys
+):
+    script = load_script(file)
+    monkeypatch.chdir(tmp_path)
+
+    def run(*flags: str) -> str:
+        monkeypatch.setattr(sys, "argv", [script.SCRIPT.name, *flags])
+        script.main()
+        return capsys.readouterr().out
+
     flags = "--batch-size 16 --train-steps 4 --eval-every 2 --eval-episodes 2 --run-dir run"
-    flags += "" if script == FQL else " --eval-candidates 3"
-    done = run_script(script, *flags.split(), cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    run(*flags.split(), *(() if file == FQL else ("--eval-candidates", "3")))
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     scores = {line["step"]: line["eval/normalized_score"] for line in lines if "eval/return" in line}
     result = json.loads((tmp_path / "run/result.json").read_text())
-    assert list(scores) == [2, 4] and result["script"] == script.rpartition("/")[2]
+    assert list(scores) == [2, 4] and result["script"] == script.SCRIPT.name
     assert result["seeds"]["1"]["last"] == pytest.approx(scores[4])
-    again = run_script(script, "--eval-only", "run", cwd=tmp_path)
-    assert re.search(r"score ([\d.-]+)", again.stdout)[1] == f"{scores[4]:.1f}", again.stderr
+    assert re.search(r"score ([\d.-]+)", run("--eval-only", "run"))[1] == f"{scores[4]:.1f}"
+
+
+def test_a_baseline_is_a_command_that_finds_data_and_environments_two_folders_up(tmp_path):
+    flags = ["--batch-size", "8", "--train-steps", "1", "--eval-episodes", "1", "--run-dir", "run"]
+    done = run_script(FQL, *flags, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run/result.json").exists()
