@@ -57,8 +57,8 @@ def main() -> None:
     for name in dict.fromkeys(names):
         path = script.D4RL_FILES[name]
         try:
-            file = script.d4rl_file(name)
-        except (SystemExit, OSError) as error:  # the next file may be had
+            file, *_ = script.load_d4rl(name)
+        except (script.InputError, OSError) as error:  # the next file may be had
             print(f"{name}: {error}", file=sys.stderr)
             failed += 1
             continue

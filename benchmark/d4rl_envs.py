@@ -75,10 +75,8 @@ KITCHEN_TASKS = {
 
 
 def with_d4rl_masses(env: gym.Env) -> gym.Env:
-    """The same MuJoCo environment with D4RL's masses in kg: Hopper 15.265, not 15.820, for one.
-
-    MuJoCo before 2.1.1, which D4RL's data and scores come from, took a capsule's mass and inertia from a
-    cylinder of its radius r, longer by r than its straight part. Source: libmujoco 2.1.0, docs/physics.md."""
+    """The same MuJoCo environment with D4RL's masses in kg: Hopper 15.265, not 15.820, for one. MuJoCo before
+    2.1.1 took a capsule's mass and inertia from a cylinder of its radius r, longer by r."""
     spec, model = mujoco.MjSpec.from_file(env.unwrapped.fullpath), env.unwrapped.model
     for geom in spec.geoms:
         if geom.type == mujoco.mjtGeom.mjGEOM_CAPSULE:

@@ -84,7 +84,7 @@ def test_names_are_known_ones_and_some_are_needed(monkeypatch, capsys):
 def test_table1_and_all(monkeypatch, capsys, tmp_path):
     asked = []
     monkeypatch.setattr(d4rl_data, "CHECKSUMS", {})
-    monkeypatch.setattr(d4rl_data.script, "d4rl_file", lambda name: asked.append(name) or tmp_path)
+    monkeypatch.setattr(d4rl_data.script, "load_d4rl", lambda name: asked.append(name) or (tmp_path,))
     assert run(monkeypatch, capsys, "--table1")[0] == 0 and len(asked) == len(set(asked)) == 20
     asked.clear()
     assert run(monkeypatch, capsys, "--all")[0] == 0 and asked == list(FILES)

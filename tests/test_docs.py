@@ -1,11 +1,13 @@
 """The pages for readers: their links lead somewhere, their commands parse, their programs run as printed."""
 
 import ast
+import functools
 import json
 import re
 import shlex
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import gymnasium as gym
@@ -22,6 +24,7 @@ PAGES = [
     *sorted((ROOT / "docs").glob("*.md")),
 ]
 TEXT = {page: page.read_text() for page in PAGES}
+HOME = Path(tempfile.gettempdir())  # of programs that are only asked for their flags
 OTHERS_FLAGS = {  # of Slurm, Ray, pytest and ruff
     "--array", "--gpus", "--cpus-per-task", "--signal", "--head", "--durations", "--check",
 }  # fmt: skip
@@ -77,10 +80,11 @@ def test_ci_runs_the_readmes_test_command():
 
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory) -> Path:
-    """A finished run of dtql_gaussian.py, two steps long."""
+    """A finished run of dtql_gaussian.py, two steps long, with one episode."""
     path = tmp_path_factory.mktemp("run")
     steps = "--pretrain-steps", "1", "--train-steps", "1", "--batch-size", "8"
-    run = run_script(SCRIPTS[0], "--eval-episodes", "0", *steps, "--run-dir", path / "run", cwd=path)
+    evaluation = "--eval-episodes", "1", "--eval-candidates", "1"
+    run = run_script(SCRIPTS[0], *steps, *evaluation, "--run-dir", path / "run", cwd=path)
     assert run.returncode == 0, run.stderr
     return path / "run"
 
@@ -93,26 +97,32 @@ def test_commands_parse(page, run_dir):
         files = [word for word in words if re.fullmatch(r"[\w./-]+\.(py|txt)", word)]
         missing = [x for x in files if x != "make_dataset.py" and not (ROOT / x).exists()]
         wrong += missing
-        if words[0] != "python" or missing or words[1] in ("make_dataset.py", "-c"):
+        if words[0] != "python" or missing or words[1] == "make_dataset.py":
             assert words[0] in ("python", "pip", "diff", "export", "ruff", "git", "cd", "source"), words
+        elif words[1] == "-c":
+            shown = subprocess.run([sys.executable, *words[1:]], capture_output=True, text=True)
+            assert shown.stdout.startswith("2 1 "), shown.stderr  # step, seed, score
         elif words[1] in SCRIPTS:
             try:
                 load_script(words[1]).parse_args(words[2:])
             except (SystemExit, Exception) as error:
                 wrong.append(f"{shlex.join(words)}: {error!r}")
         elif words[1:3] != ["-m", "pytest"] and words[1:3] != ["-m", "venv"]:
-            wrong += [f"{shlex.join(words)}: {fault}" for fault in faults_of_module(words[2], words[3:])]
+            wrong += [f"{shlex.join(words)}: {fault}" for fault in faults_of_program(words)]
     assert not wrong
 
 
-def faults_of_module(module: str, argv: list[str]) -> list[str]:
-    """What is wrong with `python -m module argv`: all of it if it is a short command, else its flags' names."""
-    path = ROOT / module.replace(".", "/")
-    if not (path.with_suffix(".py").exists() or (path / "__main__.py").exists()):
-        return ["no such module"]
-    short = not argv or "--dry-run" in argv
-    words = [sys.executable, "-m", module, *(argv if short else ["--help"])]
-    done = subprocess.run(words, cwd=ROOT, env=script_env(ROOT), capture_output=True, text=True, timeout=120)
+@functools.cache
+def run_program(*words: str) -> subprocess.CompletedProcess:
+    words = [sys.executable, *words]
+    return subprocess.run(words, cwd=ROOT, env=script_env(HOME), capture_output=True, text=True, timeout=120)
+
+
+def faults_of_program(words: list[str]) -> list[str]:
+    """What is wrong with a command of benchmark/: short ones are run, of others the flags are looked for."""
+    program, argv = (words[1:3], words[3:]) if words[1] == "-m" else (words[1:2], words[2:])
+    short = (not argv and program[-1] == "benchmark.d4rl_envs") or "--dry-run" in argv
+    done = run_program(*program, *(argv if short else ["--help"]))
     if done.returncode:
         return [done.stderr[-300:]]
     return [] if short else [x for x in argv if x.startswith("--") and x.partition("=")[0] not in done.stdout]
@@ -120,9 +130,9 @@ def faults_of_module(module: str, argv: list[str]) -> list[str]:
 
 @pytest.mark.parametrize("page", [x for x in PAGES if x.name != "CHANGELOG.md"], ids=lambda page: page.name)
 def test_every_flag_that_a_page_names_exists(page):
-    fields = {
-        name: x for script in SCRIPTS for name, x in load_script(script).Args.__dataclass_fields__.items()
-    }
+    fields = {}
+    for script in SCRIPTS:
+        fields |= load_script(script).Args.__dataclass_fields__
     known = {f"--{name.replace('_', '-')}" for name in fields} | OTHERS_FLAGS
     known |= {f"--no-{name.replace('_', '-')}" for name, x in fields.items() if x.type is bool}
     for source in (ROOT / "benchmark").glob("**/*.py"):
@@ -190,7 +200,9 @@ def test_own_data_becomes_a_set_that_trains_as_docs_data_prints_it(tmp_path):
     assert len(trained) == 2
     for i, words in enumerate(trained):
         flags = ["2" if word.isdigit() and int(word) > 1000 else word for word in words[2:]]
-        flags += ["--run-dir", f"run{i}"] + (["--eval-episodes", "1"] if i == 0 else [])
+        flags += ["--run-dir", f"run{i}"] + (
+            ["--eval-episodes", "1", "--eval-candidates", "2"] if i == 0 else []
+        )
         done = run_script(words[1], *flags, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         assert "400 transitions, 2 episodes" in done.stdout  # all rows but none too many
