@@ -428,7 +428,7 @@ def load_dataset(env_id: str) -> tuple[list[Tensor], dict]:
     returns = np.diff(np.cumsum(reward, dtype=np.float64)[end.ravel() != 0], prepend=0)
     rows = np.flatnonzero(~timeout[:-1])  # row i leads to row i + 1, but not at a timeout
     check(rows.size and returns.size, f"{path} holds no transitions, or no end of an episode")
-    columns = {"observation": obs[rows], "action": (action * 2 - high - low)[rows] / (high - low),
+    columns = {"observation": obs[rows], "action": (action * 2 - (high + low))[rows] / (high - low),
                "reward": adjust_reward(env_id, reward, returns)[rows], "next observation": obs[rows + 1],
                "terminal": terminal[rows]}  # fmt: skip
     for name, x in columns.items():
