@@ -25,6 +25,7 @@ import dataclasses
 import difflib
 import fcntl
 import hashlib
+import http.client
 import importlib.metadata
 import itertools
 import json
@@ -482,7 +483,7 @@ def find_d4rl_file(name: str) -> Path:
                     file.writelines(tqdm(blocks, path.name, (response.length or 0) >> 20, unit="MiB"))
                 h5py.File(partial, locking=False).close()  # raises if it is cut
                 os.replace(partial, path)
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, http.client.HTTPException) as error:
                 reason = f"cannot download {url} ({error})"
             partial.unlink(missing_ok=True)
     check(path.exists(), f"{reason}; put it at {path}, or work offline: --env-id {Args.env_id}")
