@@ -341,8 +341,7 @@ ROOT = SCRIPT.parent  # of the project: datasets/ and benchmark/ are looked for 
 SHARES = {"discount", "tau", "expectile"}  # from 0 to 1
 MAY_BE_ZERO = {"seed", "eval_episodes", "eval_candidates", "pretrain_steps", "critic_steps", "behavior_steps",
                "alpha", "beta", "entropy_coef", *SHARES}  # fmt: skip
-MAY_DIFFER = {"resume", "eval_only", "eval_episodes", "eval_candidates", "device", "track", "capture_video",
-              f"{[*PHASES][-1]}_steps"}  # from those of the run that is resumed or evaluated  # fmt: skip
+MAY_DIFFER = {"eval_episodes", "eval_candidates", "device"}  # from those of the run that is resumed or evaluated
 
 
 class InputError(Exception):
@@ -370,8 +369,10 @@ def parse_args(argv: list[str] | None = None) -> Args:
         with explain(f"{run} is not the directory of a run"):
             config = json.loads(Path(os.path.expanduser(run), "config.json").read_text())
             check(config["script"] == SCRIPT.name, f"{run} is a run of {config['script']}")
-        args = tyro.cli(Args, args=argv, default=Args(**{name: config[name] for name in vars(args)}))
-        changed = {name for name, x in vars(args).items() if x != config[name]} - MAY_DIFFER
+            own = Args(**{name: config[name] for name in vars(args)})
+        free = {"resume", "track", "capture_video", f"{[*PHASES][-1]}_steps"} if args.resume else {"eval_only"}
+        args = tyro.cli(Args, args=argv, default=own)
+        changed = {name for name, x in vars(args).items() if x != config[name]} - MAY_DIFFER - free
         check(not changed, f"{run} has other values of {changed}, which cannot change; leave them out")
     return args
 
@@ -653,6 +654,7 @@ def fit(agent: Agent, data: list[Tensor], task: SimpleNamespace | None, metrics:
         state = saved["state"]
     metrics.truncate(state["metrics_size"])  # what a killed run wrote after its checkpoint comes again
     ends = list(itertools.accumulate(getattr(args, f"{phase}_steps") for phase in PHASES))
+    check(state["step"] <= ends[-1], f"{checkpoint} is at step {state['step']} already")
     for phase, first, last in zip(PHASES, [0, *ends], ends):
         if state["step"] == first and phase in STARTS:
             STARTS[phase](agent)
@@ -697,6 +699,7 @@ def train(args: Args) -> dict:
     device = resolve(args)
     task = load_task(args.env_id) if args.eval_episodes else None
     if args.eval_only:
+        check(task, "--eval-only needs --eval-episodes")
         agent = Agent(*task.sizes, args, device)
         with explain(f"cannot load the model of {args.eval_only}"):
             saved = torch.load(f"{os.path.expanduser(args.eval_only)}/model.pt", device, weights_only=True)
