@@ -675,7 +675,8 @@ def fit(agent: Agent, data: list[Tensor], task: SimpleNamespace | None, metrics:
             values["steps_per_second"] = np.full(args.num_seeds, (step - logged) / seconds)
             if task and evaluating:
                 values |= evaluate(agent, task, args)
-                state["scores"].append(values["eval/normalized_score"].tolist())
+                scores = values["eval/normalized_score"]
+                state["scores"].append(np.where(np.isfinite(scores), scores, None).tolist())
             for i in range(args.num_seeds):
                 line = {name: np.where(np.isfinite(x[i]), x[i], None).tolist() for name, x in values.items()}
                 metrics.write(json.dumps({"step": step, "seed": args.seed + i} | line) + "\n")
@@ -738,7 +739,8 @@ def train(args: Args) -> dict:
         agent = Agent(*sizes, args, device)
         state = fit(agent, [x.to(device) for x in data], task, metrics, args)
     write(run_dir / "model.pt", {"agent": agent.state_dict(), "config": config})
-    seeds = {args.seed + i: {"last": x[-1], "best": max(x)} for i, x in enumerate(zip(*state["scores"]))}
+    best = lambda scores: max((x for x in scores if x is not None), default=None)
+    seeds = {args.seed + i: {"last": x[-1], "best": best(x)} for i, x in enumerate(zip(*state["scores"]))}
     result = (
         config | {"seeds": seeds, "metric": task and task.metric, "physics": task and task.physics} | state
     )
