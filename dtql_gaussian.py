@@ -710,7 +710,7 @@ def train(args: Args) -> dict:
     sizes = data[0].shape[1], data[1].shape[1]
     check(not task or task.sizes == sizes, f"{args.env_id}: the sizes {sizes} are not its environment's")
     config |= {"script": SCRIPT.name, "id": os.urandom(4).hex(), "obs_dim": sizes[0], "action_dim": sizes[1]}
-    config["git_commit"] = subprocess.getoutput(f"git -C '{ROOT}' rev-parse HEAD")
+    config["git_commit"] = subprocess.getoutput(f"git -C '{ROOT}' rev-parse HEAD 2>/dev/null") or None
     config["versions"] = {
         x: importlib.metadata.version(x) for x in ("torch", "mujoco", "gymnasium", "minari")
     }
