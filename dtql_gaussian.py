@@ -724,7 +724,7 @@ def train(args: Args) -> dict:
             check(not isinstance(error, BlockingIOError), f"another process trains in {run_dir}")
         path = run_dir / "config.json"
         check(
-            args.resume or not path.exists(),
+            args.resume or not (path.exists() or (run_dir / "checkpoint.pt").exists()),
             f"{run_dir} holds a run already; --resume {run_dir} continues it",
         )
         old = json.loads(path.read_text()) if args.resume else config
