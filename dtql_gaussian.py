@@ -68,7 +68,7 @@ class Args:  # None: the paper's value for the task, or as the comment says
     run_dir: str | None = None  # everything a run writes; None: a new directory in runs/
     checkpoint_every: int = 5000  # steps between checkpoints
     resume: str | None = None  # a run's directory: continue it with its own arguments
-    eval_only: str | None = None  # a run's directory, or a model.pt: evaluate it and print the score
+    eval_only: str | None = None  # a run's directory: evaluate its model.pt and print the score
     capture_video: bool = False  # in the end, an episode per seed as mp4; without a screen MUJOCO_GL=egl
     track: bool = False  # log to Weights & Biases too, as WANDB_PROJECT, WANDB_ENTITY and WANDB_MODE say
     discount: float = 0.99  # γ, what a reward one step later counts
@@ -228,16 +228,14 @@ def minimize(loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
 
 
 def frozen(network: nn.Module) -> Callable:
-    """The network as a fixed function: gradients pass through to its inputs, none is spent on its weights,
-    which saves a tenth of a compiled step."""
+    """The network as a fixed function of its inputs: no gradient of weights, a tenth of a compiled step."""
     weights = {name: param.detach() for name, param in network.named_parameters()}
     return lambda *inputs: torch.func.functional_call(network, weights, inputs)
 
 
 def pretrain_update(agent: Agent, batch: list[Tensor], args: Args) -> dict[str, Tensor]:
-    """One gradient step of critics and behaviour model: all of a pretraining step. Losses [seed].
-
-    batch: obs, action, reward, next_obs, terminal; [seed, batch, dim] or [seed, batch]."""
+    """One gradient step of critics and behaviour model: all of a pretraining step. Losses [seed]; batch: obs,
+    action, reward, next_obs, terminal, [seed, batch, dim] or [seed, batch]."""
     obs, action, reward, next_obs, terminal = batch
     q, v = agent.q(obs, action), agent.v(obs).squeeze(-1)  # [seed, 2, batch], [seed, batch]
     u = q.detach().amin(dim=1) - v  # of the current Q [code]
@@ -341,7 +339,8 @@ ROOT = SCRIPT.parent  # of the project: datasets/ and benchmark/ are looked for 
 SHARES = {"discount", "tau", "expectile"}  # from 0 to 1
 MAY_BE_ZERO = {"seed", "eval_episodes", "eval_candidates", "pretrain_steps", "critic_steps", "behavior_steps",
                "alpha", "beta", "entropy_coef", *SHARES}  # fmt: skip
-MAY_DIFFER = {"eval_episodes", "eval_candidates", "device"}  # from those of the run that is resumed or evaluated
+OF_A_RESUMED_RUN = {"resume", "track", "capture_video", f"{[*PHASES][-1]}_steps"}  # flags that may differ
+OF_AN_EVALUATION = {"eval_only", "device", "eval_episodes", "eval_candidates"}  # from the run's own
 
 
 class InputError(Exception):
@@ -369,11 +368,10 @@ def parse_args(argv: list[str] | None = None) -> Args:
         with explain(f"{run} is not the directory of a run"):
             config = json.loads(Path(os.path.expanduser(run), "config.json").read_text())
             check(config["script"] == SCRIPT.name, f"{run} is a run of {config['script']}")
-            own = Args(**{name: config[name] for name in vars(args)})
-        free = {"resume", "track", "capture_video", f"{[*PHASES][-1]}_steps"} if args.resume else {"eval_only"}
-        args = tyro.cli(Args, args=argv, default=own)
-        changed = {name for name, x in vars(args).items() if x != config[name]} - MAY_DIFFER - free
-        check(not changed, f"{run} has other values of {changed}, which cannot change; leave them out")
+        args = tyro.cli(Args, args=argv, default=Args(**{name: config[name] for name in vars(args)}))
+        differ = {name for name, x in vars(args).items() if x != config[name]}
+        differ -= OF_A_RESUMED_RUN if args.resume else OF_AN_EVALUATION
+        check(not differ, f"{', '.join(differ)} cannot differ from those of {run}; leave that out")
     return args
 
 
@@ -423,13 +421,11 @@ def load_dataset(env_id: str) -> tuple[list[Tensor], dict]:
     [N], next_obs [N, obs_dim], terminal [N]: 1 where the episode ended, but not by a time limit."""
     path, low, high, *arrays = (load_d4rl if env_id in D4RL_FILES else load_minari)(env_id)
     obs, action, reward, terminal, timeout, end = (np.asarray(x, np.float32) for x in arrays)
-    sizes = {len(obs), len(action), reward.size, terminal.size, timeout.size}
-    flat = obs.ndim == action.ndim == 2 and len(sizes) == 1
+    flat = obs.ndim == action.ndim == 2 and reward.size == terminal.size == len(obs) > 1
     check(flat, f"{path}: needs vectors, and a reward for each, not {obs.shape, action.shape, reward.shape}")
     reward, terminal, timeout = reward.ravel(), terminal.ravel(), timeout.ravel() != 0
     returns = np.diff(np.cumsum(reward, dtype=np.float64)[end.ravel() != 0], prepend=0)
     rows = np.flatnonzero(~timeout[:-1])  # row i leads to row i + 1, but not at a timeout
-    check(rows.size and returns.size, f"{path} holds no transitions, or no end of an episode")
     columns = {"observation": obs[rows], "action": (action * 2 - (high + low))[rows] / (high - low),
                "reward": adjust_reward(env_id, reward, returns)[rows], "next observation": obs[rows + 1],
                "terminal": terminal[rows]}  # fmt: skip
@@ -437,13 +433,12 @@ def load_dataset(env_id: str) -> tuple[list[Tensor], dict]:
         limit = 1 + 1e-4 if name == "action" else np.finfo(np.float32).max  # stored actions are rounded
         bad = rows[~(np.abs(x) <= limit).reshape(len(x), -1).all(axis=1)]
         check(not len(bad), f"{path}: the {name} of row {bad[:1]} is NaN, infinite or out of bounds; mend it")
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    print(f"{path}: {len(rows)} transitions, {len(returns)} episodes, mean return {np.mean(returns):.1f}")
-    print(f"sha256 {digest}")
-    known = ROOT / "benchmark/paper/d4rl_sha256.csv"
-    for line in known.read_text().splitlines() if known.exists() else ():
-        if line.startswith(f"{D4RL_FILES.get(env_id)},") and digest not in line:
-            print(f"{path} is not the file that D4RL published: its sha256 differs")
+    digest, known = hashlib.sha256(path.read_bytes()).hexdigest(), ROOT / "benchmark/paper/d4rl_sha256.csv"
+    sums = dict(x.rsplit(",", 1) for x in known.read_text().splitlines()) if known.exists() else {}
+    expected = next((x for file, x in sums.items() if file.startswith(f"{D4RL_FILES.get(env_id)},")), digest)
+    note = "" if digest == expected else ", another file than D4RL published"
+    print(f"{path}: {len(rows)} transitions, {len(returns)} episodes, mean return {np.mean(returns):.1f}, "
+          f"sha256 {digest}{note}")  # fmt: skip
     source = {
         "dataset": str(path),
         "dataset_sha256": digest,
@@ -462,17 +457,16 @@ def load_d4rl(name: str) -> tuple:
     with explain(f"{path} is not a whole HDF5 file of {name}"), h5py.File(path, locking=False) as file:
         obs, action, reward, terminal, timeout = (file[key][:] for key in keys)
         count, one = 0, np.ones(action.shape[1])
-        for i in range(len(timeout) if kitchen else 0):
-            timeout[i] = count == 279
-            count = 0 if timeout[i] else 1 if terminal[i] else count + 1  # that 1 is an off-by-one of D4RL's
-        end = (terminal.ravel() != 0) | (timeout.ravel() != 0)
-        return path, -one, one, obs, action, reward, terminal, timeout, end
+    for i in range(len(timeout) if kitchen else 0):
+        timeout[i] = count == 279
+        count = 0 if timeout[i] else 1 if terminal[i] else count + 1  # that 1 is an off-by-one of D4RL's
+    return path, -one, one, obs, action, reward, terminal, timeout, (terminal != 0) | (timeout != 0)
 
 
 def find_d4rl_file(name: str) -> Path:
     """In $D4RL_DATASET_DIR; downloaded to it from the first of $D4RL_MIRRORS that has the file whole."""
     folder = Path(os.path.expanduser(os.environ.get("D4RL_DATASET_DIR") or "~/.d4rl/datasets"))
-    path, reason = folder / Path(D4RL_FILES[name]).name, ""
+    path = folder / Path(D4RL_FILES[name]).name
     partial = folder / f"{path.name}.{os.urandom(4).hex()}.part"  # others may download it too
     mirrors = (os.environ.get("D4RL_MIRRORS") or D4RL_MIRRORS).split()
     for url in (f"{mirror}/{file}" for mirror in mirrors for file in (D4RL_FILES[name], path.name)):
@@ -485,9 +479,12 @@ def find_d4rl_file(name: str) -> Path:
                 h5py.File(partial, locking=False).close()  # raises if it is cut
                 os.replace(partial, path)
             except (OSError, ValueError, http.client.HTTPException) as error:
-                reason = f"cannot download {url} ({error})"
+                print(f"{url}: {error}")
             partial.unlink(missing_ok=True)
-    check(path.exists(), f"{reason}; put it at {path}, or work offline: --env-id {Args.env_id}")
+    check(
+        path.exists(),
+        f"no {path}, and no mirror has it; put it there, or work offline: --env-id {Args.env_id}",
+    )
     return path
 
 
@@ -629,12 +626,16 @@ def gradient_steps(agent: Agent, data: list[Tensor], phase: str, totals: dict, a
         yield step()
 
 
+def to_json(content: dict, indent: int | None = None) -> str:
+    """With null for NaN and infinity, which JSON has not."""
+    return json.dumps(json.loads(json.dumps(content), parse_constant=lambda _: None), indent=indent) + "\n"
+
+
 def write(path: Path, content: dict) -> None:
     """A .pt or .json file. Whenever this is interrupted, path holds what it held before or all of content."""
     with explain(f"cannot write {path}; the one before is kept: make room and use --resume"):
         with open(f"{path}.part", "wb") as file:
-            is_json = path.suffix == ".json"
-            file.write(json.dumps(content, indent=2).encode()) if is_json else torch.save(content, file)
+            file.write(to_json(content, 2).encode()) if path.suffix == ".json" else torch.save(content, file)
             file.flush()
             os.fsync(file)
         os.replace(f"{path}.part", path)
@@ -647,14 +648,17 @@ def fit(agent: Agent, data: list[Tensor], task: SimpleNamespace | None, metrics:
     if checkpoint.exists():
         with explain(f"cannot load {checkpoint}"):
             saved = torch.load(checkpoint, map_location=data[0].device, weights_only=True)  # runs no code
-            agent.load_state_dict(saved["agent"])
-            for name, optimizer in agent.optimizers.items():
-                optimizer.load_state_dict(saved["optimizers"][name])
-            rng.set_rng_state(saved["rng"].cpu())  # raises if that was another kind of device
+        agent.load_state_dict(saved["agent"])
+        for name, optimizer in agent.optimizers.items():
+            optimizer.load_state_dict(saved["optimizers"][name])
+        rng.set_rng_state(saved["rng"].cpu())
         state = saved["state"]
     metrics.truncate(state["metrics_size"])  # what a killed run wrote after its checkpoint comes again
     ends = list(itertools.accumulate(getattr(args, f"{phase}_steps") for phase in PHASES))
-    check(state["step"] <= ends[-1], f"{checkpoint} is at step {state['step']} already")
+    check(
+        state["step"] <= ends[-1],
+        f"the run has done {state['step']} steps already, which are more than asked for",
+    )
     for phase, first, last in zip(PHASES, [0, *ends], ends):
         if state["step"] == first and phase in STARTS:
             STARTS[phase](agent)
@@ -675,11 +679,10 @@ def fit(agent: Agent, data: list[Tensor], task: SimpleNamespace | None, metrics:
             values["steps_per_second"] = np.full(args.num_seeds, (step - logged) / seconds)
             if task and evaluating:
                 values |= evaluate(agent, task, args)
-                scores = values["eval/normalized_score"]
-                state["scores"].append(np.where(np.isfinite(scores), scores, None).tolist())
+                state["scores"].append(values["eval/normalized_score"].tolist())
             for i in range(args.num_seeds):
-                line = {name: np.where(np.isfinite(x[i]), x[i], None).tolist() for name, x in values.items()}
-                metrics.write(json.dumps({"step": step, "seed": args.seed + i} | line) + "\n")
+                line = {name: x[i].tolist() for name, x in values.items()}
+                metrics.write(to_json({"step": step, "seed": args.seed + i} | line))
                 if args.track:
                     wandb.log({f"seed{args.seed + i}/{name}": x for name, x in line.items()}, step)
             metrics.flush()
@@ -700,7 +703,7 @@ def train(args: Args) -> dict:
     device = resolve(args)
     task = load_task(args.env_id) if args.eval_episodes else None
     if args.eval_only:
-        check(task, "--eval-only needs --eval-episodes")
+        check(task, "--eval-only needs --eval-episodes, how many to evaluate")
         agent = Agent(*task.sizes, args, device)
         with explain(f"cannot load the model of {args.eval_only}"):
             saved = torch.load(f"{os.path.expanduser(args.eval_only)}/model.pt", device, weights_only=True)
@@ -722,32 +725,29 @@ def train(args: Args) -> dict:
             fcntl.flock(metrics, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:  # of another kind where the file system has no locks
             check(not isinstance(error, BlockingIOError), f"another process trains in {run_dir}")
-        path = run_dir / "config.json"
-        check(
-            args.resume or not (path.exists() or (run_dir / "checkpoint.pt").exists()),
-            f"{run_dir} holds a run already; --resume {run_dir} continues it",
-        )
-        old = json.loads(path.read_text()) if args.resume else config
+        file, exists = run_dir / "config.json", [*run_dir.glob("c*.json"), *run_dir.glob("c*.pt")]
+        check(args.resume or not exists, f"{run_dir} holds a run already; --resume {run_dir} continues it")
+        old = json.loads(file.read_text()) if args.resume else config
         check(old["dataset_sha256"] == config["dataset_sha256"], f"{run_dir} was begun with another dataset")
         config = old | vars(args) | {"resume": None}
         if args.track:
             with explain("--track: W&B does not start; run `wandb login`, or set WANDB_MODE=offline"):
                 wandb.init(id=config["id"], name=name, dir=run_dir, config=config, resume="allow")
-        write(path, config)
+        write(file, config)
         print(f"writing {run_dir}; after an interruption: python {SCRIPT.name} --resume {run_dir}")
         torch.manual_seed(args.seed)
         agent = Agent(*sizes, args, device)
         state = fit(agent, [x.to(device) for x in data], task, metrics, args)
     write(run_dir / "model.pt", {"agent": agent.state_dict(), "config": config})
-    best = lambda scores: max((x for x in scores if x is not None), default=None)
-    seeds = {args.seed + i: {"last": x[-1], "best": best(x)} for i, x in enumerate(zip(*state["scores"]))}
+    seeds = {
+        args.seed + i: {"last": x[-1], "best": np.fmax.reduce(x).item()}
+        for i, x in enumerate(zip(*state["scores"]))
+    }
     result = (
         config | {"seeds": seeds, "metric": task and task.metric, "physics": task and task.physics} | state
     )
     result["peak_memory_mib"] = torch.cuda.max_memory_allocated() / 2**20  # of a GPU
     write(run_dir / "result.json", result)
-    if args.track:
-        wandb.finish()
     print(f"wrote {run_dir}: {seeds or 'no score (--eval-episodes 0)'}")
     if args.capture_video and task:
         film, names = task.make_env, iter(seeds)  # evaluate() makes one environment for each seed

@@ -28,6 +28,7 @@ import dataclasses
 import difflib
 import fcntl
 import hashlib
+import http.client
 import importlib.metadata
 import itertools
 import json
@@ -70,7 +71,7 @@ class Args:  # None: the paper's value for the task, or as the comment says
     run_dir: str | None = None  # everything a run writes; None: a new directory in runs/
     checkpoint_every: int = 5000  # steps between checkpoints
     resume: str | None = None  # a run's directory: continue it with its own arguments
-    eval_only: str | None = None  # a run's directory, or a model.pt: evaluate it and print the score
+    eval_only: str | None = None  # a run's directory: evaluate its model.pt and print the score
     capture_video: bool = False  # in the end, an episode per seed as mp4; without a screen MUJOCO_GL=egl
     track: bool = False  # log to Weights & Biases too, as WANDB_PROJECT, WANDB_ENTITY and WANDB_MODE say
     discount: float = 0.99  # γ, what a reward one step later counts
@@ -232,16 +233,14 @@ def minimize(loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
 
 
 def frozen(network: nn.Module) -> Callable:
-    """The network as a fixed function: gradients pass through to its inputs, none is spent on its weights,
-    which saves a tenth of a compiled step."""
+    """The network as a fixed function of its inputs: no gradient of weights, a tenth of a compiled step."""
     weights = {name: param.detach() for name, param in network.named_parameters()}
     return lambda *inputs: torch.func.functional_call(network, weights, inputs)
 
 
 def pretrain_update(agent: Agent, batch: list[Tensor], args: Args) -> dict[str, Tensor]:
-    """One gradient step of critics and behaviour model: all of a pretraining step. Losses [seed].
-
-    batch: obs, action, reward, next_obs, terminal; [seed, batch, dim] or [seed, batch]."""
+    """One gradient step of critics and behaviour model: all of a pretraining step. Losses [seed]; batch: obs,
+    action, reward, next_obs, terminal, [seed, batch, dim] or [seed, batch]."""
     obs, action, reward, next_obs, terminal = batch
     q, v = agent.q(obs, action), agent.v(obs).squeeze(-1)  # [seed, 2, batch], [seed, batch]
     u = q.detach().amin(dim=1) - v  # of the current Q [code]
@@ -260,7 +259,7 @@ def train_update(agent: Agent, batch: list[Tensor], args: Args) -> dict[str, Ten
     """One training step (algorithm 1): critics, behaviour model, then the policy on the same batch."""
     losses = pretrain_update(agent, batch, args)
     obs, action, *_ = batch
-    policy_action = agent.policy(obs, args.sigma_gen * torch.randn_like(action))  # a_θ [seed, batch, action_dim]
+    policy_action = agent.policy(obs, args.sigma_gen * torch.randn_like(action))  # a_θ [seed, batch, dim]
     trust_region_loss = denoising_loss(frozen(agent.denoiser), policy_action, obs, args)  # Eq. 4
     policy_q = frozen(agent.q)(obs, policy_action).amin(dim=1).mean(dim=1)  # [seed]
     minimize(args.alpha * trust_region_loss - policy_q, agent.optimizers["policy"])  # Eq. 5
@@ -293,11 +292,11 @@ def act(agent: Agent, obs: Tensor, args: Args) -> Tensor:
     z = args.sigma_gen * torch.randn(shape, device=obs.device) * (args.eval_candidates > 0)
     obs = obs.repeat_interleave(shape[2], dim=1)  # [seed, state * candidate, obs_dim]
     action = agent.policy(obs, z.flatten(1, 2))
-    if shape[2] > 1:
-        q = agent.target_q(obs, action).amin(dim=1)
-        choice = torch.distributions.Categorical(logits=q.view(shape[:3])).sample()  # [seed, state]
-        action = action.view(shape).take_along_dim(choice[..., None, None], dim=2).squeeze(2)
-    return action.clamp(-1, 1)
+    if shape[2] == 1:
+        return action.clamp(-1, 1)
+    q = agent.target_q(obs, action).amin(dim=1)
+    choice = torch.distributions.Categorical(logits=q.view(shape[:3])).sample()  # [seed, state]
+    return action.view(shape).take_along_dim(choice[..., None, None], dim=2).squeeze(2).clamp(-1, 1)
 
 
 # ------------------------------------------------------------------------- settings of the paper, per task
@@ -347,8 +346,8 @@ ROOT = SCRIPT.parent  # of the project: datasets/ and benchmark/ are looked for 
 SHARES = {"discount", "tau", "expectile"}  # from 0 to 1
 MAY_BE_ZERO = {"seed", "eval_episodes", "eval_candidates", "pretrain_steps", "critic_steps", "behavior_steps",
                "alpha", "beta", "entropy_coef", *SHARES}  # fmt: skip
-MAY_DIFFER = {"resume", "eval_only", "eval_episodes", "eval_candidates", "device", "track", "capture_video",
-              f"{[*PHASES][-1]}_steps"}  # from those of the run that is resumed or evaluated  # fmt: skip
+OF_A_RESUMED_RUN = {"resume", "track", "capture_video", f"{[*PHASES][-1]}_steps"}  # flags that may differ
+OF_AN_EVALUATION = {"eval_only", "device", "eval_episodes", "eval_candidates"}  # from the run's own
 
 
 class InputError(Exception):
@@ -377,8 +376,9 @@ def parse_args(argv: list[str] | None = None) -> Args:
             config = json.loads(Path(os.path.expanduser(run), "config.json").read_text())
             check(config["script"] == SCRIPT.name, f"{run} is a run of {config['script']}")
         args = tyro.cli(Args, args=argv, default=Args(**{name: config[name] for name in vars(args)}))
-        changed = {name for name, x in vars(args).items() if x != config[name]} - MAY_DIFFER
-        check(not changed, f"{run} has other values of {changed}, which cannot change; leave them out")
+        differ = {name for name, x in vars(args).items() if x != config[name]}
+        differ -= OF_A_RESUMED_RUN if args.resume else OF_AN_EVALUATION
+        check(not differ, f"{', '.join(differ)} cannot differ from those of {run}; leave that out")
     return args
 
 
@@ -433,20 +433,19 @@ def load_dataset(env_id: str) -> tuple[list[Tensor], dict]:
     reward, terminal, timeout = reward.ravel(), terminal.ravel(), timeout.ravel() != 0
     returns = np.diff(np.cumsum(reward, dtype=np.float64)[end.ravel() != 0], prepend=0)
     rows = np.flatnonzero(~timeout[:-1])  # row i leads to row i + 1, but not at a timeout
-    columns = {"observation": obs[rows], "action": (action * 2 - high - low)[rows] / (high - low),
+    columns = {"observation": obs[rows], "action": (action * 2 - (high + low))[rows] / (high - low),
                "reward": adjust_reward(env_id, reward, returns)[rows], "next observation": obs[rows + 1],
                "terminal": terminal[rows]}  # fmt: skip
     for name, x in columns.items():
         limit = 1 + 1e-4 if name == "action" else np.finfo(np.float32).max  # stored actions are rounded
         bad = rows[~(np.abs(x) <= limit).reshape(len(x), -1).all(axis=1)]
         check(not len(bad), f"{path}: the {name} of row {bad[:1]} is NaN, infinite or out of bounds; mend it")
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    print(f"{path}: {len(rows)} transitions, {len(returns)} episodes, mean return {np.mean(returns):.1f}")
-    print(f"sha256 {digest}")
-    known = ROOT / "benchmark/paper/d4rl_sha256.csv"
-    for line in known.read_text().splitlines() if known.exists() else ():
-        if line.startswith(f"{D4RL_FILES.get(env_id)},") and digest not in line:
-            print(f"{path} is not the file that D4RL published: its sha256 differs")
+    digest, known = hashlib.sha256(path.read_bytes()).hexdigest(), ROOT / "benchmark/paper/d4rl_sha256.csv"
+    sums = dict(x.rsplit(",", 1) for x in known.read_text().splitlines()) if known.exists() else {}
+    expected = next((x for file, x in sums.items() if file.startswith(f"{D4RL_FILES.get(env_id)},")), digest)
+    note = "" if digest == expected else ", another file than D4RL published"
+    print(f"{path}: {len(rows)} transitions, {len(returns)} episodes, mean return {np.mean(returns):.1f}, "
+          f"sha256 {digest}{note}")  # fmt: skip
     source = {
         "dataset": str(path),
         "dataset_sha256": digest,
@@ -474,7 +473,7 @@ def load_d4rl(name: str) -> tuple:
 def find_d4rl_file(name: str) -> Path:
     """In $D4RL_DATASET_DIR; downloaded to it from the first of $D4RL_MIRRORS that has the file whole."""
     folder = Path(os.path.expanduser(os.environ.get("D4RL_DATASET_DIR") or "~/.d4rl/datasets"))
-    path, reason = folder / Path(D4RL_FILES[name]).name, ""
+    path = folder / Path(D4RL_FILES[name]).name
     partial = folder / f"{path.name}.{os.urandom(4).hex()}.part"  # others may download it too
     mirrors = (os.environ.get("D4RL_MIRRORS") or D4RL_MIRRORS).split()
     for url in (f"{mirror}/{file}" for mirror in mirrors for file in (D4RL_FILES[name], path.name)):
@@ -486,10 +485,13 @@ def find_d4rl_file(name: str) -> Path:
                     file.writelines(tqdm(blocks, path.name, (response.length or 0) >> 20, unit="MiB"))
                 h5py.File(partial, locking=False).close()  # raises if it is cut
                 os.replace(partial, path)
-            except (OSError, ValueError) as error:
-                reason = f"cannot download {url} ({error})"
+            except (OSError, ValueError, http.client.HTTPException) as error:
+                print(f"{url}: {error}")
             partial.unlink(missing_ok=True)
-    check(path.exists(), f"{reason}; put it at {path}, or work offline: --env-id {Args.env_id}")
+    check(
+        path.exists(),
+        f"no {path}, and no mirror has it; put it there, or work offline: --env-id {Args.env_id}",
+    )
     return path
 
 
@@ -631,12 +633,16 @@ def gradient_steps(agent: Agent, data: list[Tensor], phase: str, totals: dict, a
         yield step()
 
 
+def to_json(content: dict, indent: int | None = None) -> str:
+    """With null for NaN and infinity, which JSON has not."""
+    return json.dumps(json.loads(json.dumps(content), parse_constant=lambda _: None), indent=indent) + "\n"
+
+
 def write(path: Path, content: dict) -> None:
     """A .pt or .json file. Whenever this is interrupted, path holds what it held before or all of content."""
     with explain(f"cannot write {path}; the one before is kept: make room and use --resume"):
         with open(f"{path}.part", "wb") as file:
-            is_json = path.suffix == ".json"
-            file.write(json.dumps(content, indent=2).encode()) if is_json else torch.save(content, file)
+            file.write(to_json(content, 2).encode()) if path.suffix == ".json" else torch.save(content, file)
             file.flush()
             os.fsync(file)
         os.replace(f"{path}.part", path)
@@ -656,6 +662,10 @@ def fit(agent: Agent, data: list[Tensor], task: SimpleNamespace | None, metrics:
         state = saved["state"]
     metrics.truncate(state["metrics_size"])  # what a killed run wrote after its checkpoint comes again
     ends = list(itertools.accumulate(getattr(args, f"{phase}_steps") for phase in PHASES))
+    check(
+        state["step"] <= ends[-1],
+        f"the run has done {state['step']} steps already, which are more than asked for",
+    )
     for phase, first, last in zip(PHASES, [0, *ends], ends):
         if state["step"] == first and phase in STARTS:
             STARTS[phase](agent)
@@ -678,8 +688,8 @@ def fit(agent: Agent, data: list[Tensor], task: SimpleNamespace | None, metrics:
                 values |= evaluate(agent, task, args)
                 state["scores"].append(values["eval/normalized_score"].tolist())
             for i in range(args.num_seeds):
-                line = {name: np.where(np.isfinite(x[i]), x[i], None).tolist() for name, x in values.items()}
-                metrics.write(json.dumps({"step": step, "seed": args.seed + i} | line) + "\n")
+                line = {name: x[i].tolist() for name, x in values.items()}
+                metrics.write(to_json({"step": step, "seed": args.seed + i} | line))
                 if args.track:
                     wandb.log({f"seed{args.seed + i}/{name}": x for name, x in line.items()}, step)
             metrics.flush()
@@ -700,6 +710,7 @@ def train(args: Args) -> dict:
     device = resolve(args)
     task = load_task(args.env_id) if args.eval_episodes else None
     if args.eval_only:
+        check(task, "--eval-only needs --eval-episodes, how many to evaluate")
         agent = Agent(*task.sizes, args, device)
         with explain(f"cannot load the model of {args.eval_only}"):
             saved = torch.load(f"{os.path.expanduser(args.eval_only)}/model.pt", device, weights_only=True)
@@ -709,7 +720,7 @@ def train(args: Args) -> dict:
     sizes = data[0].shape[1], data[1].shape[1]
     check(not task or task.sizes == sizes, f"{args.env_id}: the sizes {sizes} are not its environment's")
     config |= {"script": SCRIPT.name, "id": os.urandom(4).hex(), "obs_dim": sizes[0], "action_dim": sizes[1]}
-    config["git_commit"] = subprocess.getoutput(f"git -C '{ROOT}' rev-parse HEAD")
+    config["git_commit"] = subprocess.getoutput(f"git -C '{ROOT}' rev-parse HEAD 2>/dev/null") or None
     config["versions"] = {
         x: importlib.metadata.version(x) for x in ("torch", "mujoco", "gymnasium", "minari")
     }
@@ -721,24 +732,24 @@ def train(args: Args) -> dict:
             fcntl.flock(metrics, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:  # of another kind where the file system has no locks
             check(not isinstance(error, BlockingIOError), f"another process trains in {run_dir}")
-        path = run_dir / "config.json"
-        check(
-            args.resume or not path.exists(),
-            f"{run_dir} holds a run already; --resume {run_dir} continues it",
-        )
-        old = json.loads(path.read_text()) if args.resume else config
+        file, exists = run_dir / "config.json", [*run_dir.glob("c*.json"), *run_dir.glob("c*.pt")]
+        check(args.resume or not exists, f"{run_dir} holds a run already; --resume {run_dir} continues it")
+        old = json.loads(file.read_text()) if args.resume else config
         check(old["dataset_sha256"] == config["dataset_sha256"], f"{run_dir} was begun with another dataset")
         config = old | vars(args) | {"resume": None}
         if args.track:
             with explain("--track: W&B does not start; run `wandb login`, or set WANDB_MODE=offline"):
                 wandb.init(id=config["id"], name=name, dir=run_dir, config=config, resume="allow")
-        write(path, config)
+        write(file, config)
         print(f"writing {run_dir}; after an interruption: python {SCRIPT.name} --resume {run_dir}")
         torch.manual_seed(args.seed)
         agent = Agent(*sizes, args, device)
         state = fit(agent, [x.to(device) for x in data], task, metrics, args)
     write(run_dir / "model.pt", {"agent": agent.state_dict(), "config": config})
-    seeds = {args.seed + i: {"last": x[-1], "best": max(x)} for i, x in enumerate(zip(*state["scores"]))}
+    seeds = {
+        args.seed + i: {"last": x[-1], "best": np.fmax.reduce(x).item()}
+        for i, x in enumerate(zip(*state["scores"]))
+    }
     result = (
         config | {"seeds": seeds, "metric": task and task.metric, "physics": task and task.physics} | state
     )

@@ -1,31 +1,33 @@
-"""The evaluation environments of D4RL's AntMaze, Adroit pen and Kitchen tasks, without d4rl and mujoco_py.
+"""The evaluation environments of D4RL's AntMaze, Adroit and Kitchen tasks, without d4rl and mujoco_py.
 
 Importing this module registers them under D4RL's names. Gymnasium imports it by itself in
 
     gymnasium.make("benchmark.d4rl_envs:antmaze-umaze-v2")
 
-and `python -m benchmark.d4rl_envs` lists every D4RL name that the scripts know. Pen and kitchen need
-gymnasium-robotics (benchmark/requirements.txt), AntMaze does not. MuJoCo has to be older than 3.5, which
-changed contact margins, and with them every ant that touches something.
+and `python -m benchmark.d4rl_envs` lists every D4RL name that the scripts know. Adroit and Kitchen need
+gymnasium-robotics 1.4.2 (benchmark/requirements.txt), AntMaze does not. MuJoCo has to be older than 3.5,
+which changed contact margins, and with them every ant that touches something.
 
-| ids | steps | an episode ends when | obs | action | reward of a step | score |
+| ids | steps | an episode ends when | obs | action | reward of a step | scores 0, 100 |
 |---|---|---|---|---|---|---|
-| antmaze-umaze{,-diverse}-{v0,v2} | 700 | the goal is reached | 29 | 8 | 1 at the goal, else 0 | 100 return |
-| antmaze-{medium,large}-{play,diverse}-{v0,v2} | 1000 | the same | 29 | 8 | the same | 100 return |
-| pen-{human,cloned}-v1 | 100 | the pen is dropped | 45 | 24 | dense | (return - 96.26) / 29.81 |
-| kitchen-{complete,partial,mixed}-v0 | 280 | all 4 tasks are done | 60 | 9 | tasks it completes | 25 return |
+| antmaze-umaze{,-diverse}-{v0,v2} | 700 | the goal is reached | 29 | 8 | 1 at the goal, else 0 | 0, 1 |
+| antmaze-{medium,large}-{play,diverse}-{v0,v2} | 1000 | the same | 29 | 8 | the same | 0, 1 |
+| pen-{human,cloned,expert}-v1 | 100 | the pen is dropped | 45 | 24 | dense | 96.26, 3076.83 |
+| hammer-{human,cloned,expert}-v1 | 200 | never | 46 | 26 | dense | -274.86, 12794.13 |
+| door-{human,cloned,expert}-v1 | 200 | never | 39 | 28 | dense | -56.51, 2880.57 |
+| relocate-{human,cloned,expert}-v1 | 200 | never | 39 | 30 | dense | -6.43, 4233.88 |
+| kitchen-{complete,partial,mixed}-v0 | 280 | all 4 tasks are done | 60 | 9 | tasks it completes | 0, 4 |
 
 Observations are float64 vectors; actions lie in [-1, 1]. The last word before the version names data, not a
-task: play and diverse are one environment, so are human and cloned, and complete and partial; mixed has other
-tasks.
+task: play and diverse are one environment, so are human, cloned and expert, and complete and partial; mixed
+has other tasks.
 
-Source: D4RL's code, https://github.com/Farama-Foundation/D4RL, by the files named at each environment. It was
-not at hand when this was written: the facts are the project's notes on it, the names of files and functions
-are from memory. What is known to differ:
+Source: D4RL's code, https://github.com/Farama-Foundation/D4RL, by the files named at each environment, and an
+engine of its time, MuJoCo 2.1.0; docs/physics.md compares them. What differs:
 - AntMaze-v0 also draws a goal at a reset with a seed (why: at AntMaze).
-- D4RL draws AntMaze's goals from NumPy's global generator; here they come from the environment's own.
-- Kitchen compares the true state with a task's goal, D4RL the observed one; and the noise in observed objects
-  is gymnasium-robotics' (at most 5e-5 here), not checked against D4RL's. Tasks count from a distance of 0.3.
+- D4RL draws AntMaze's goals and starts from generators that its seeds do not reach; here they come from the
+  environment's own.
+- The kettle on its hob: MuJoCo before 3.4.0 took half of a contact's depth between two boxes.
 """
 
 import gymnasium as gym
@@ -70,6 +72,22 @@ KITCHEN_TASKS = {
     "partial": ("microwave", "kettle", "light switch", "slide cabinet"),
     "mixed": ("microwave", "kettle", "bottom burner", "light switch"),
 }
+
+
+def with_d4rl_masses(env: gym.Env) -> gym.Env:
+    """The same MuJoCo environment with D4RL's masses in kg: Hopper 15.265, not 15.820, for one. MuJoCo before
+    2.1.1 took a capsule's mass and inertia from a cylinder of its radius r, longer by r."""
+    spec, model = mujoco.MjSpec.from_file(env.unwrapped.fullpath), env.unwrapped.model
+    for geom in spec.geoms:
+        if geom.type == mujoco.mjtGeom.mjGEOM_CAPSULE:
+            geom.type, axis = mujoco.mjtGeom.mjGEOM_CYLINDER, geom.fromto[3:] - geom.fromto[:3]
+            geom.fromto += geom.size[0] / 2 * np.concatenate([-axis, axis]) / np.linalg.norm(axis)
+            geom.size[1] += geom.size[0] / 2  # half the length, if the line above had no ends to move (NaN)
+    cylinders = spec.compile()
+    for field in ("body_mass", "body_inertia", "body_ipos", "body_iquat"):
+        getattr(model, field)[:] = getattr(cylinders, field)
+    mujoco.mj_setConst(model, mujoco.MjData(model))  # what MuJoCo derives from these
+    return env
 
 
 def cell_centers(maze: str, kind: str) -> np.ndarray:
@@ -123,9 +141,10 @@ class AntMaze(MujocoEnv):
         super().__init__(
             "ant.xml", 5, space, width=width, height=height, default_camera_config=camera, **kwargs
         )
+        with_d4rl_masses(self)
 
     def _initialize_simulation(self):
-        """Gymnasium's ant, changed to D4RL's, in its maze. All other physical parameters of the two agree."""
+        """Gymnasium's ant in D4RL's maze, with D4RL's time step, motors and contacts."""
         spec = mujoco.MjSpec.from_file(self.fullpath)
         spec.option.timestep = 0.02
         for motor in spec.actuators:
@@ -166,7 +185,7 @@ class AntMaze(MujocoEnv):
             self.goal = cell + self.np_random.uniform(0, 1, 2) + self.np_random.uniform(0, 0.5, 2)
             self.model.site("goal").pos[:2] = self.goal
         qpos = self.init_qpos + self.np_random.uniform(-0.1, 0.1, self.model.nq)
-        qpos[3:7] /= np.linalg.norm(qpos[3:7])  # D4RL's MuJoCo 2 did this by itself, MuJoCo 3 no longer does
+        qpos[3:7] /= np.linalg.norm(qpos[3:7])  # MuJoCo before 3.2.0 did this by itself
         qvel = self.init_qvel + 0.1 * self.np_random.standard_normal(self.model.nv)
         self.set_state(qpos, qvel)
         return self.state_vector()
@@ -183,38 +202,64 @@ class AntMaze(MujocoEnv):
         return obs, float(success), success, False, {"success": success, "goal": self.goal.copy()}
 
 
-class EndWhenPenDrops(gym.Wrapper, gym.utils.RecordConstructorArgs):
-    """D4RL's pen, given gymnasium-robotics' AdroitHandPen: an episode ends when the pen has fallen.
+class Adroit(gym.Wrapper, gym.utils.RecordConstructorArgs):
+    """D4RL's pen, hammer, door or relocate, given gymnasium-robotics' environment of the task.
 
-    Source: D4RL's hand_manipulation_suite/pen_v0.py. The environment below has D4RL's start, reward (the 5
-    points that a fallen pen costs included), observation and action; what it lacks is the end.
+    Source: D4RL's hand_manipulation_suite/{pen,hammer,door,relocate}_v0.py. The environment below has D4RL's
+    start, observation and action, and pen's reward. To the three others it adds 0.1 of the metres from the
+    palm to the thing to be grasped, which D4RL subtracts. None ends; D4RL's pen does when it has fallen.
+    Contacts are found by the collider that was MuJoCo's before 3.3.0, not by the "native" one.
 
-    Observation [45]: 24 joint angles of the hand (radians); the pen's position (metres; obs[26] is its
-    height), velocity and angular velocity; its direction and the wanted one, as unit vectors; position and
-    direction less the wanted ones. Action [24]: wanted joint angles, [-1, 1] being each joint's range, held
-    for 10 ms.
+    Observation: angles of the hand's joints (radians), then
+    - pen [45]: its position (metres; obs[26] is its height), the rates of the three slides and three hinges
+      that hold it, in its own frame (m/s, rad/s); its direction and the wanted one, as unit vectors; position
+      and direction less the wanted ones.
+    - hammer [46], door [39], relocate [39]: positions of palm, thing and goal or their differences.
+    Action: wanted joint positions, held for 10 ms; [-1, 1] is the range of each actuator's control, which
+    differs from its joint's range by up to 0.047 radians.
     """
 
-    def __init__(self, env: gym.Env):
-        gym.utils.RecordConstructorArgs.__init__(self)
+    PALM_TO_THING = {  # [3] metres
+        "hammer": lambda obs: obs[33:36] - obs[36:39],
+        "door": lambda obs: obs[35:38],
+        "relocate": lambda obs: obs[30:33],
+    }
+
+    def __init__(self, env: gym.Env, task: str):
+        gym.utils.RecordConstructorArgs.__init__(self, task=task)
         super().__init__(env)
+        self.task = task
+        env.unwrapped.model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_NATIVECCD
 
     def step(self, action: np.ndarray):
         obs, reward, terminated, truncated, info = self.env.step(action)
-        return obs, reward, terminated or bool(obs[26] < 0.075), truncated, info
+        if self.task == "pen":
+            terminated = bool(obs[26] < 0.075)
+        else:
+            reward -= 0.2 * np.linalg.norm(self.PALM_TO_THING[self.task](obs))
+        return obs, float(reward), terminated, truncated, info
 
 
-class KitchenVector(gym.Wrapper, gym.utils.RecordConstructorArgs):
-    """D4RL's Kitchen, given gymnasium-robotics' FrankaKitchen: its observation as one vector.
+class Kitchen(gym.Wrapper, gym.utils.RecordConstructorArgs):
+    """D4RL's Kitchen, given gymnasium-robotics' FrankaKitchen with its robot's noise and none in its objects.
 
-    Source: D4RL's kitchen/kitchen_envs.py. The environment below has the rest: a reward of 1 for each task in
-    the step that completes it (once per episode: remove_task_when_completed), the end when all four are done.
+    Source: D4RL's kitchen/kitchen_envs.py (tasks, reward, end), and in kitchen/adept_envs/franka/
+    kitchen_multitask_v0.py (observation), robot/franka_robot.py (action, noise), robot/franka_config.xml.
 
     Observation [60]: positions of the 9 robot joints and of the 21 object coordinates, both with noise
     (radians, metres, quaternion parts), then the goal: for each of these 30 the value that completes the task
     it belongs to, 0 where it belongs to none of the four tasks. Velocities are not observed. Action [9]:
-    joint velocities, [-1, 1] being [-2, 2] rad/s (the fingers: m/s), held for 80 ms.
+    velocities, [-1, 1] being [-2, 2] rad/s (the fingers: m/s): each joint is driven for 80 ms to its last
+    observed position, noise included, plus 80 ms of the velocity, within bounds.
+
+    A task is done when its part of the observation, noise included, is less than 0.3 from that of the goal. A
+    step's reward is the number of tasks that it is the first to find done; the fourth ends the episode.
     """
+
+    # Largest noise of each object coordinate: franka_config.xml's pos_noise_amp times robot_noise_ratio, 0.1.
+    # Burners' and light's joints, switches, slide cabinet; hinge cabinet and microwave; the kettle's position
+    # and its quaternion.
+    NOISE = np.repeat([5e-4, 5e-5, 5e-4, 0.01, 5e-4, 0.01, 5e-4], [2, 6, 3, 3, 3, 3, 1])
 
     def __init__(self, env: gym.Env):
         from gymnasium_robotics.envs.franka_kitchen.kitchen_env import OBS_ELEMENT_INDICES
@@ -222,28 +267,48 @@ class KitchenVector(gym.Wrapper, gym.utils.RecordConstructorArgs):
         gym.utils.RecordConstructorArgs.__init__(self)
         super().__init__(env)
         self.observation_space = gym.spaces.Box(-np.inf, np.inf, (60,), np.float64)
-        self.goal = np.zeros(30)
+        self.indices, self.goal = OBS_ELEMENT_INDICES, np.zeros(30)
         for task, value in env.unwrapped.goal.items():
-            self.goal[OBS_ELEMENT_INDICES[task]] = value
+            self.goal[self.indices[task]] = value
+        self.robot = env.unwrapped.robot_env
+        with_d4rl_masses(self.robot)  # the handles of kettle and microwave are capsules
+        model = self.robot.model
+        model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_NATIVECCD
+        # The robot's pedestal: D4RL's is only seen. Body 1 has no other geom.
+        for flags in (model.geom_contype, model.geom_conaffinity, model.body_contype, model.body_conaffinity):
+            flags[1] = 0
+        self.robot.init_qpos[26:] /= np.linalg.norm(self.robot.init_qpos[26:])  # MuJoCo before 3.2.0 did this
 
-    def _convert(self, obs: dict, info: dict) -> tuple[np.ndarray, dict]:
-        """The vector, and info with copies of its lists of tasks: one of them is the environment's own, which
-        the next reset empties. Sorted, since their order is that of a set, different in each process."""
-        full = obs["observation"]  # robot's positions [9] and velocities [9], objects' [21] and [20]
-        lists = {key: sorted(tasks) for key, tasks in info.items() if isinstance(tasks, list)}
-        return np.concatenate([full[:9], full[18:39], self.goal]), info | lists
+    def _observe(self, obs: dict) -> np.ndarray:
+        robot = obs["observation"][:9]
+        noise = self.NOISE * self.robot.np_random.uniform(-1, 1, 21)
+        return np.concatenate([robot, self.robot.data.qpos[9:] + noise, self.goal])
+
+    def _info(self, step_completions: list[str]) -> dict:
+        self.tasks_to_complete = [task for task in self.tasks_to_complete if task not in step_completions]
+        self.episode_completions = self.episode_completions + step_completions
+        return {
+            "tasks_to_complete": self.tasks_to_complete,
+            "step_task_completions": step_completions,
+            "episode_task_completions": self.episode_completions,
+        }
 
     def reset(self, *, seed: int | None = None, options: dict | None = None):
-        return self._convert(*self.env.reset(seed=seed, options=options))
+        obs, _ = self.env.reset(seed=seed, options=options)
+        self.tasks_to_complete, self.episode_completions = list(self.env.unwrapped.goal), []
+        return self._observe(obs), self._info([])
 
     def step(self, action: np.ndarray):
-        obs, reward, terminated, truncated, info = self.env.step(action)
-        obs, info = self._convert(obs, info)
-        return obs, reward, terminated, truncated, info
+        obs, _, _, truncated, _ = self.env.step(action)
+        obs = self._observe(obs)
+        error = obs[:30] - self.goal
+        done = [task for task in self.tasks_to_complete if np.linalg.norm(error[self.indices[task]]) < 0.3]
+        info = self._info(done)
+        return obs, float(len(done)), not self.tasks_to_complete, truncated, info
 
 
 def register() -> None:
-    robotics = "gymnasium_robotics.envs"  # by name: it is imported when a pen or kitchen is made
+    robotics = "gymnasium_robotics.envs"  # by name: it is imported when one of its environments is made
     for maze, steps, kinds in (
         ("umaze", 700, ("umaze", "umaze-diverse")),
         ("medium", 1000, ("medium-play", "medium-diverse")),
@@ -257,26 +322,33 @@ def register() -> None:
                     max_episode_steps=steps,
                     kwargs={"maze": maze, "redraw_goal": redraw_goal},
                 )
-    for data in ("human", "cloned"):
-        gym.register(
-            f"pen-{data}-v1",
-            f"{robotics}.adroit_hand.adroit_pen:AdroitHandPenEnv",
-            max_episode_steps=100,
-            additional_wrappers=(EndWhenPenDrops.wrapper_spec(),),
-            kwargs={"reward_type": "dense", "camera_name": "fixed"},  # from behind the hand, close
-        )
+    for task, steps, options in (
+        ("pen", 100, {"camera_name": "fixed"}),  # from behind the hand, close
+        ("hammer", 200, {}),
+        ("door", 200, {}),
+        ("relocate", 200, {}),
+    ):
+        for data in ("human", "cloned", "expert"):
+            gym.register(
+                f"{task}-{data}-v1",
+                f"{robotics}.adroit_hand.adroit_{task}:AdroitHand{task.capitalize()}Env",
+                max_episode_steps=steps,
+                additional_wrappers=(Adroit.wrapper_spec(task=task),),
+                kwargs={"reward_type": "dense"} | options,
+            )
     for data, tasks in KITCHEN_TASKS.items():
         gym.register(
             f"kitchen-{data}-v0",
             f"{robotics}.franka_kitchen:KitchenEnv",
             max_episode_steps=280,
             disable_env_checker=True,  # it objects to arrays in the observations below; the vector is a copy
-            additional_wrappers=(KitchenVector.wrapper_spec(),),
+            additional_wrappers=(Kitchen.wrapper_spec(),),
             kwargs={
                 "tasks_to_complete": list(tasks),
-                "terminate_on_tasks_completed": True,
-                "remove_task_when_completed": True,
+                "terminate_on_tasks_completed": False,  # both are the wrapper's business
+                "remove_task_when_completed": False,
                 "robot_noise_ratio": 0.1,
+                "object_noise_ratio": 0.0,
             },
         )
 

@@ -1,5 +1,6 @@
 """What the tests share: the scripts, loading and running them, small agents, files in D4RL's layout."""
 
+import contextlib
 import functools
 import importlib.util
 import itertools
@@ -10,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import types
 from pathlib import Path
 
 import h5py
@@ -19,13 +21,12 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = ["dtql_gaussian.py", "dtql_implicit.py", "kl_distill.py", "srpo.py"]
-OBS_DIM, MAX_ACTION = 5, [1.0, 0.4]
-DIMS = [OBS_DIM, len(MAX_ACTION), 1, OBS_DIM, 1]  # obs, action, reward, next_obs, terminal
+OBS_DIM, ACTION_DIM = 5, 2
 SETTINGS = {  # of the small agents, as far as a script has the flag
-    "alpha": 5.0, "beta": 0.5, "expectile": 0.7, "entropy_coef": 0.5, "learning_rate": 1e-3, "lr_decay": True,
-    "batch_size": 16, "behavior_batch_size": 24, "policy_layers": 2, "normalize_q_gradient": False,
-    "pretrain_steps": 2, "train_steps": 3, "critic_steps": 2, "behavior_steps": 2, "policy_steps": 3,
-    "compile": False,
+    "alpha": 5.0, "beta": 0.5, "expectile": 0.7, "entropy_coef": 0.5, "learning_rate": 1e-3, "tau": 0.1,
+    "lr_schedule": "cosine", "batch_size": 16, "behavior_batch_size": 24, "policy_layers": 2,
+    "q_gradient": "raw", "pretrain_steps": 2, "train_steps": 3, "critic_steps": 2, "behavior_steps": 2,
+    "policy_steps": 3, "device": "cpu",
 }  # fmt: skip
 CLOSED_PORT = "http://127.0.0.1:9"  # "discard": nothing listens there
 
@@ -40,12 +41,16 @@ def load_script(name: str):
     return module
 
 
-def generators(*seeds: int) -> list[torch.Generator]:
-    return [torch.Generator().manual_seed(seed) for seed in seeds]
-
-
-def training_generators(script, *seeds: int) -> list[torch.Generator]:
-    return generators(*(script.derive_seed(seed, 1) for seed in seeds))
+def load_mutant(name: str, old: str, new: str):
+    """The script as a module, with one place of its source replaced."""
+    source = (ROOT / name).read_text()
+    assert source.count(old) == 1, (
+        f"{name} has {old!r} {source.count(old)} times: the test needs another text"
+    )
+    module = types.ModuleType(Path(name).stem)
+    module.__file__ = str(ROOT / name)
+    exec(compile(source.replace(old, new), name, "exec"), module.__dict__)
+    return module
 
 
 def make_args(script, **changes):
@@ -53,20 +58,72 @@ def make_args(script, **changes):
     return script.Args(**{name: x for name, x in SETTINGS.items() if name in known} | changes)
 
 
-def make_agent(script, device: str = "cpu", **changes):
-    return script.Agent(OBS_DIM, MAX_ACTION, make_args(script, **changes), torch.device(device))
+def make_agent(script, args, device: str = "cpu"):
+    torch.manual_seed(args.seed)
+    return script.Agent(OBS_DIM, ACTION_DIM, args, torch.device(device))
 
 
-def make_transitions(n: int = 200) -> torch.Tensor:
-    """Random rows as the scripts hold them; every fourth one is terminal."""
-    (g,) = generators(0)
-    obs, action, reward, next_obs, _ = torch.randn(n, sum(DIMS), generator=g).split(DIMS, dim=1)
-    terminal = (torch.arange(n) % 4 == 0).float().unsqueeze(1)
-    return torch.cat([obs, torch.tensor(MAX_ACTION) * action.tanh(), reward, next_obs, terminal], dim=1)
+def make_data(n: int = 200) -> list[torch.Tensor]:
+    """Random transitions as the scripts hold them: some actions on the bounds, every fourth row terminal."""
+    g = torch.Generator().manual_seed(0)
+    obs, action, next_obs = (torch.randn(n, dim, generator=g) for dim in (OBS_DIM, ACTION_DIM, OBS_DIM))
+    action = (2 * action).clamp(-1, 1)
+    return [obs, action, torch.randn(n, generator=g), next_obs, (torch.arange(n) % 4 == 0).float()]
 
 
-def doubled(batch, u, eps) -> tuple:
-    return [x.double() for x in batch], u.double(), eps.double()
+@contextlib.contextmanager
+def recorded_draws():
+    """What is drawn in here from torch's generator, in its order: rows of the dataset, uniform and normal
+    numbers, and what dropout multiplies its input by."""
+    draws = {"rows": [], "uniform": [], "normal": [], "kept": []}
+    dropout = torch.dropout
+
+    def record(kind: str, draw):
+        def recording(*args, **options):
+            draws[kind].append(draw(*args, **options))
+            return draws[kind][-1]
+
+        return recording
+
+    def recording_dropout(x, p, training):
+        return x * record("kept", dropout)(torch.ones_like(x), p, True) if training else x
+
+    with pytest.MonkeyPatch.context() as patch:
+        for kind, names in {"rows": ["randint"], "uniform": ["rand", "rand_like"],
+                            "normal": ["randn", "randn_like"]}.items():  # fmt: skip
+            for name in names:
+                patch.setattr(torch, name, record(kind, getattr(torch, name)))
+        normal = torch.distributions.normal  # whose rsample() draws by:
+        patch.setattr(normal, "_standard_normal", record("normal", normal._standard_normal))
+        patch.setattr(torch, "dropout", recording_dropout)
+        yield draws
+
+
+class FakeEnv:
+    """Episodes of 1 to 30 steps, by their seed; the longer, the higher a step's reward. log: the seeds."""
+
+    def __init__(self, log: list):
+        self.log, self.closed = log, False
+
+    def observe(self):
+        return self.rng.normal(size=OBS_DIM) + self.memory, {}
+
+    def reset(self, seed: int):
+        self.log.append(seed)
+        self.rng, self.memory = np.random.default_rng(seed), 0.0
+        self.length = self.left = int(self.rng.integers(1, 31))
+        return self.observe()
+
+    def step(self, action):
+        assert self.left > 0 and action.shape == (ACTION_DIM,)
+        self.left -= 1
+        self.memory = 0.5 * self.memory + float(action.sum())
+        done = self.left == 0
+        ended = (done, False) if self.length % 2 else (False, done)  # terminated, truncated
+        return self.observe()[0], self.length + self.memory, *ended, {}
+
+    def close(self):
+        self.closed = True
 
 
 def fast_flags(script: str) -> list[str]:

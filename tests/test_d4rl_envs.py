@@ -1,4 +1,6 @@
-"""benchmark/d4rl_envs.py against D4RL's AntMaze, pen and kitchen: figures, each with its source in D4RL."""
+"""benchmark/d4rl_envs.py against D4RL's AntMaze, Adroit and Kitchen: figures, each with its source in D4RL.
+
+test_physics.py compares masses and steps with the engine of D4RL's time."""
 
 import contextlib
 import json
@@ -22,14 +24,21 @@ MAZE_OF = {  # D4RL's locomotion/__init__.py
     "large-play": "large", "large-diverse": "large",
 }  # fmt: skip
 ANTMAZE = [f"antmaze-{kind}-{version}" for kind in MAZE_OF for version in ("v0", "v2")]
-PEN = ["pen-human-v1", "pen-cloned-v1"]
+KINDS = ("human", "cloned", "expert")
+PEN = [f"pen-{kind}-v1" for kind in KINDS]
+ARM = [f"{task}-{kind}-v1" for task in ("hammer", "door", "relocate") for kind in KINDS]
 KITCHEN = ["kitchen-complete-v0", "kitchen-partial-v0", "kitchen-mixed-v0"]
-NAMES = [*ANTMAZE, *PEN, *KITCHEN]
+NAMES = [*ANTMAZE, *PEN, *ARM, *KITCHEN]
 # One of each environment that differs from the others.
 DISTINCT = ["antmaze-umaze-v0", "antmaze-umaze-v2", "antmaze-medium-play-v2", "antmaze-large-play-v2",
-            "pen-human-v1", "kitchen-partial-v0", "kitchen-mixed-v0"]  # fmt: skip
+            "pen-human-v1", "hammer-human-v1", "door-human-v1", "relocate-human-v1", "kitchen-partial-v0",
+            "kitchen-mixed-v0"]  # fmt: skip
+SIZES = {"antmaze": (29, 8), "pen": (45, 24), "hammer": (46, 26), "door": (39, 28), "relocate": (39, 30),
+         "kitchen": (60, 9), "hopper": (11, 3), "walker2d": (17, 6), "halfcheetah": (17, 6)}  # fmt: skip
 REFERENCES = {  # infos.py: the returns that score 0 and 100
     "antmaze": (0, 1), "pen": (96.262799, 3076.8331017826877), "kitchen": (0, 4),
+    "hammer": (-274.856578, 12794.134825156867), "door": (-56.512833, 2880.5693087298737),
+    "relocate": (-6.425911, 4233.877797728884),
     "hopper": (-20.272305, 3234.3), "walker2d": (1.629008, 4592.3), "halfcheetah": (-280.178953, 12135.0),
 }  # fmt: skip
 MAPS = {  # locomotion/maze_env.py: U_MAZE_TEST, BIG_MAZE_TEST, HARDEST_MAZE_TEST; 1 is a wall
@@ -49,7 +58,8 @@ def make(name: str, **kwargs) -> gym.Env:
 
 
 def horizon(name: str) -> int:
-    return {"kitchen": 280, "pen": 100}.get(name.split("-")[0], 700 if "umaze" in name else 1000)
+    steps = {"kitchen": 280, "pen": 100, "hammer": 200, "door": 200, "relocate": 200}
+    return steps.get(name.split("-")[0], 700 if "umaze" in name else 1000)
 
 
 def freeze(env: gym.Env, monkeypatch) -> gym.Env:
@@ -65,7 +75,7 @@ def rest(env: gym.Env) -> np.ndarray:
 
 # ------------------------------------------------------------------------------------------------ all of them
 def test_the_registered_names_are_those_of_the_scripts():
-    families = ("antmaze", "pen", "kitchen")
+    families = ("antmaze", "pen", "hammer", "door", "relocate", "kitchen")
     known = {name for name in load_script(SCRIPTS[0]).D4RL_FILES if name.startswith(families)}
     assert known == set(NAMES) == {name for name in gym.registry if name.startswith(families)}
 
@@ -85,7 +95,7 @@ def test_gymnasiums_checker_finds_nothing(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_sizes_and_horizon(name, monkeypatch):
     env = freeze(make(name), monkeypatch)
-    obs_dim, action_dim = {"antmaze": (29, 8), "pen": (45, 24), "kitchen": (60, 9)}[name.split("-")[0]]
+    obs_dim, action_dim = SIZES[name.split("-")[0]]
     assert env.observation_space == gym.spaces.Box(-np.inf, np.inf, (obs_dim,), np.float64)
     assert env.action_space.shape == (action_dim,)
     assert (env.action_space.low == -1).all() and (env.action_space.high == 1).all()
@@ -133,7 +143,7 @@ def test_the_command_lists_every_name_with_horizon_sizes_environment_and_file(ca
     assert rows["antmaze-large-play-v2"] == ["1000", "29", "8", "benchmark.d4rl_envs:AntMaze", path]
     assert rows["antmaze-umaze-v0"][:3] == ["700", "29", "8"]
     assert rows["pen-human-v1"][:3] == ["100", "45", "24"]
-    assert rows["pen-human-v1"][3].endswith("AdroitHandPenEnv in EndWhenPenDrops")
+    assert rows["pen-human-v1"][3].endswith("AdroitHandPenEnv in Adroit")
     assert rows["kitchen-mixed-v0"][:3] == ["280", "60", "9"]
     assert rows["hopper-medium-v2"][:3] == ["1000", "11", "3"]
     assert "http://rail.eecs.berkeley.edu/datasets/offline_rl" in lines[-1]
@@ -143,9 +153,7 @@ def test_the_command_lists_every_name_with_horizon_sizes_environment_and_file(ca
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_script_trains_and_evaluates_on_each_task_of_the_paper(script, name, tmp_path, monkeypatch):
     family = name.partition("-")[0]
-    obs_dim, action_dim = {"antmaze": (29, 8), "pen": (45, 24), "kitchen": (60, 9), "hopper": (11, 3)}.get(
-        family, (17, 6)
-    )
+    obs_dim, action_dim = SIZES[family]
     module = load_script(script)
     monkeypatch.setenv("D4RL_DATASET_DIR", str(tmp_path))
     monkeypatch.setattr(module.signal, "signal", lambda *_: None)
@@ -213,7 +221,7 @@ def test_success_is_a_distance_of_half_a_metre_in_the_plane(distance, reached, d
 
 
 def test_the_start_is_the_rest_position_with_noise():
-    """ant.py's reset_model: qpos + uniform(-.1, .1), qvel + .1 randn; MuJoCo 2 normalised the quaternion."""
+    """ant.py's reset_model: qpos + uniform(-.1, .1), qvel + .1 randn; the engine makes a unit quaternion."""
     env = make("antmaze-large-play-v2").unwrapped
     obs = np.array([env.reset(seed=seed)[0] for seed in range(1000)])
     rest_position = np.array([0, 0, 0.75, *[0] * 8])
@@ -298,13 +306,12 @@ def test_actions_beyond_one_act_as_one():
 
 # The figures of D4RL's locomotion/assets/ant.xml. It gives shapes and a density of 5 kg/m³, from which MuJoCo
 # computes masses and inertias. Here they are computed by hand, for a ball of radius 0.25, and for capsules of
-# radius r = 0.08 and length L = sqrt(2) 0.2 or sqrt(2) 0.4, each a cylinder c and the two halves of a ball b:
+# radius r = 0.08 and length sqrt(2) 0.2 or sqrt(2) 0.4, which D4RL's engine took for a cylinder longer by r:
 #   ball: m = 5 4/3 pi r³, I = 2/5 m r²
-#   capsule: m = m_c + m_b, I_axis = m_c r²/2 + 2/5 m_b r²
-#            I_across = m_c (L²/12 + r²/4) + m_b (2/5 r² + L²/4 + 3/8 L r)
+#   cylinder of length L: m = 5 pi r² L, I_axis = m r²/2, I_across = m (L²/12 + r²/4)
 TORSO = (0.32724923, (0.00818123, 0.00818123, 0.00818123))
-LEG = (0.03915775, (0.00056797, 0.00056797, 0.00011844))  # L = 0.28284271
-SHIN = (0.06759220, (0.00267479, 0.00267479, 0.00020943))  # L = 0.56568542
+LEG = (0.03647693, (0.00045856, 0.00045856, 0.00011672617))  # L = 0.36284271
+SHIN = (0.06491138, (0.00235904, 0.00235904, 0.00020772))  # L = 0.64568542
 
 
 @pytest.fixture(scope="module")
@@ -319,7 +326,7 @@ def test_masses_and_inertias(ant):
     ]  # each leg: two capsules of 0.28 m, the second after the hip, a shin
     np.testing.assert_allclose(ant.body_mass[1:], [mass for mass, _ in bodies], rtol=1e-6)
     np.testing.assert_allclose(ant.body_inertia[1:], [inertia for _, inertia in bodies], rtol=2e-5)
-    assert ant.body_mass.sum() == pytest.approx(0.91088, abs=1e-5)
+    assert ant.body_mass.sum() == pytest.approx(0.87871, abs=1e-5)
 
 
 def test_legs_and_joints(ant):
@@ -341,7 +348,8 @@ def test_legs_and_joints(ant):
 
 
 def test_motors(ant):
-    """ant.xml: eight motors in this order, ±1 in units of 30 N m (gear); gymnasium's ant has 150."""
+    """ant.xml: eight motors in this order, of ±30 N m. D4RL's have controls of ±30 and gear 1, and its
+    environment multiplies actions in [-1, 1] by 30; here it is the gear."""
     joints = [ant.joint(i).name for i in ant.actuator_trnid[:, 0]]
     assert joints == [f"{joint}_{leg}" for leg in (4, 1, 2, 3) for joint in ("hip", "ankle")]
     assert ant.actuator_gear.tolist() == [[30, 0, 0, 0, 0, 0]] * 8
@@ -385,7 +393,7 @@ def test_a_contact_begins_at_the_larger_of_two_margins(gap, contact):
     assert touched(env, mujoco.mjtGeom.mjGEOM_PLANE) == contact
 
 
-# -------------------------------------------------------------------------------------------------------- pen
+# ----------------------------------------------------------------------------------------------------- Adroit
 class Heights(gym.Env):
     """Observations that say nothing but how high the pen is."""
 
@@ -402,7 +410,9 @@ class Heights(gym.Env):
 
 def test_the_episode_ends_below_a_height_of_75_millimetres():
     """pen_v0.py: `if obj_pos[2] < 0.075: reward -= 5; done = True`."""
-    env = d4rl_envs.EndWhenPenDrops(Heights(0.2, 0.075, np.nextafter(0.075, 0), -1))
+    heights = Heights(0.2, 0.075, np.nextafter(0.075, 0), -1)
+    heights.model = make("pen-human-v1").unwrapped.model
+    env = d4rl_envs.Adroit(heights, "pen")
     assert [env.step(None)[1:4] for _ in range(4)] == [
         (2.5, end, False) for end in (False, False, True, True)
     ]
@@ -423,6 +433,55 @@ def test_a_dropped_pen_ends_the_episode_at_a_cost_of_five(name):
     assert held > reward + 4
 
 
+def reward_by_d4rl(env: gym.Env, task: str) -> float:
+    """The reward that {hammer,door,relocate}_v0.py compute for the state that the simulation is in."""
+    model, data = env.unwrapped.model, env.unwrapped.data
+    body, site = lambda name: data.body(name).xpos, lambda name: data.site(name).xpos
+    distance = lambda a, b: np.linalg.norm(a - b)
+    if task == "hammer":
+        hammer, head, nail = body("Object"), site("tool"), site("S_target")
+        depth = distance(nail, site("nail_goal"))
+        reward = -0.1 * distance(site("S_grasp"), hammer) - distance(head, nail) - 10 * depth
+        reward -= 0.01 * np.linalg.norm(data.qvel)
+        return reward + 2 * (hammer[2] > 0.04 and head[2] > 0.04) + 25 * (depth < 0.02) + 75 * (depth < 0.01)
+    if task == "door":
+        angle = data.qpos[model.joint("door_hinge").qposadr[0]]
+        reward = -0.1 * distance(site("S_grasp"), site("S_handle")) - 0.1 * (angle - 1.57) ** 2
+        reward -= 1e-5 * (data.qvel**2).sum()
+        return reward + 2 * (angle > 0.2) + 8 * (angle > 1) + 10 * (angle > 1.35)
+    palm, ball, target = site("S_grasp"), body("Object"), site("target")
+    reward = (
+        -0.1 * distance(palm, ball)
+        + 10 * (distance(ball, target) < 0.1)
+        + 20 * (distance(ball, target) < 0.05)
+    )
+    return reward + (ball[2] > 0.04) * (1 - 0.5 * distance(palm, target) - 0.5 * distance(ball, target))
+
+
+@pytest.mark.parametrize("task, joint, positions", [
+    ("hammer", "nail_dir", (0, 0.075, 0.085, 0.09)),  # metres
+    ("hammer", "OBJTy", (0, 0.1)),
+    ("door", "door_hinge", (0, 0.3, 1.1, 1.4)),  # radians
+    ("relocate", "OBJTz", (0, 0.05, 0.1, 0.15, 0.2)),
+])  # fmt: skip
+def test_rewards_of_hammer_door_and_relocate(task, joint, positions):
+    env = make(f"{task}-human-v1")
+    env.reset(seed=0)
+    start = env.unwrapped.data.qpos.copy()
+    if task == "relocate":  # the ball's way up is through its target
+        model = env.unwrapped.model
+        model.site("target").pos[:2] = model.body("Object").pos[:2]
+    rewards = []
+    for position in positions:
+        env.unwrapped.set_state(start, 0 * env.unwrapped.data.qvel)
+        env.unwrapped.data.joint(joint).qpos += position
+        _, reward, terminated, truncated, _ = env.step(rest(env))
+        assert reward == pytest.approx(reward_by_d4rl(env, task), abs=1e-9) and type(reward) is float
+        assert not terminated and not truncated
+        rewards.append(reward)
+    assert np.ptp(rewards) > 1  # some bonus is had and some is not
+
+
 # ---------------------------------------------------------------------------------------------------- kitchen
 # D4RL's kitchen_envs.py, OBS_ELEMENT_INDICES and OBS_ELEMENT_GOALS: where in the 30 positions, and what.
 GOALS = {
@@ -433,9 +492,9 @@ GOALS = {
     "kettle": (slice(23, 30), [-0.23, 0.75, 1.62, 0.99, 0, 0, -0.06]),
 }
 TASKS = {
-    "kitchen-complete-v0": ["kettle", "light switch", "microwave", "slide cabinet"],
-    "kitchen-partial-v0": ["kettle", "light switch", "microwave", "slide cabinet"],
-    "kitchen-mixed-v0": ["bottom burner", "kettle", "light switch", "microwave"],
+    "kitchen-complete-v0": ["microwave", "kettle", "light switch", "slide cabinet"],
+    "kitchen-partial-v0": ["microwave", "kettle", "light switch", "slide cabinet"],
+    "kitchen-mixed-v0": ["microwave", "kettle", "bottom burner", "light switch"],
 }
 
 
@@ -457,10 +516,45 @@ def test_the_observation_has_noisy_positions_and_the_goal(name, monkeypatch):
         for obs in (env.reset(seed=seed)[0], env.step(rest(env))[0]):
             noise.append(obs[:30] - env.unwrapped.data.qpos)
             assert obs[30:].tolist() == goal.tolist()
-    robot, objects = np.split(np.abs(noise), [9], axis=1)
-    # kitchen_multitask_v0.py: robot_noise_ratio 0.1, times 0.1 in franka_config.xml for each joint's position
-    assert (0.008 < robot.max(axis=0)).all() and (robot.max(axis=0) <= 0.01).all()
-    assert 0 < objects.max() <= 5e-5
+    # kitchen_multitask_v0.py's robot_noise_ratio, 0.1, times franka_config.xml's pos_noise_amp
+    amplitudes = (
+        [0.1] * 9 + [0.005] * 2 + [0.0005] * 6 + [0.005] * 3 + [0.1] * 3 + [0.005] * 3 + [0.1] * 3 + [0.005]
+    )
+    largest = np.abs(noise).max(axis=0) / 0.1 / amplitudes
+    assert (0.9 < largest).all() and (largest <= 1).all()
+    correlation = np.corrcoef(np.transpose(noise))
+    assert np.abs(correlation - np.eye(30)).max() < 0.5  # each is drawn by itself
+
+
+def test_the_kettle_starts_upright_and_the_pedestal_touches_nothing():
+    """Its orientation in init_qpos is no unit quaternion; D4RL's engine made it one. The pedestal's geom in
+    franka_kitchen_jntpos_act_ab.xml is of a class that is only seen."""
+    env = make("kitchen-complete-v0")
+    env.reset(seed=0)
+    simulated = env.unwrapped
+    assert np.linalg.norm(simulated.data.qpos[26:30]) == pytest.approx(1, abs=1e-12)
+    assert simulated.data.qpos[26] == pytest.approx(0.99997, abs=5e-6)
+    model = simulated.model
+    assert model.geom_size[1].tolist() == [0.12, 0.9, 0] and model.body_geomnum[1] == 1
+    assert model.geom_contype[1] == model.geom_conaffinity[1] == 0
+    colliding = (model.geom_contype | model.geom_conaffinity) > 0
+    arm = np.flatnonzero(
+        colliding & [model.body(int(body)).name.startswith("panda0") for body in model.geom_bodyid]
+    )
+    assert len(arm) > 10  # and nothing else has changed: the robot still collides
+
+
+def test_the_tasks_are_judged_by_the_noisy_observation(monkeypatch):
+    """kitchen_envs.py compares obs_dict["obj_qp"], noise included."""
+    env = freeze(make("kitchen-partial-v0"), monkeypatch)
+    rewards = []
+    for seed in range(60):
+        env.reset(seed=seed)
+        complete(env, "microwave", 0.3)  # at the limit: the noise, at most 0.01 here, decides
+        obs, reward, *_ = env.step(rest(env))
+        assert reward == (abs(obs[22] - -0.75) < 0.3)
+        rewards.append(reward)
+    assert 10 < sum(rewards) < 50
 
 
 @pytest.mark.parametrize("name", KITCHEN)
@@ -491,7 +585,7 @@ def test_each_task_is_rewarded_once_and_the_fourth_ends_the_episode(name, monkey
                 assert (reward, terminated, info["step_task_completions"]) == (0.0, False, [])
     kept = info["episode_task_completions"]
     env.reset(seed=1)
-    assert kept == TASKS[name]  # the environment's own list is empty by now
+    assert kept == TASKS[name]  # no list of an info is changed later
 
 
 def test_tasks_completed_in_one_step_are_rewarded_together(monkeypatch):
@@ -509,7 +603,10 @@ def test_tasks_completed_in_one_step_are_rewarded_together(monkeypatch):
 def test_a_task_is_complete_within_a_distance_of_three_tenths(task, monkeypatch):
     """kitchen_envs.py: BONUS_THRESH = 0.3."""
     env = freeze(make("kitchen-partial-v0"), monkeypatch)
-    for error, reward in [(0.301, 0.0), (-0.301, 0.0), (0.299, 1.0)]:
+    noise = (
+        0.02 if task == "microwave" else 0.01
+    )  # more than the observation's, whose largest are of quaternions
+    for error, reward in [(0.3 + noise, 0.0), (-0.3 - noise, 0.0), (0.3 - noise, 1.0)]:
         env.reset(seed=0)
         complete(env, task, error)
         assert env.step(rest(env))[1] == reward
