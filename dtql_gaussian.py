@@ -421,11 +421,13 @@ def load_dataset(env_id: str) -> tuple[list[Tensor], dict]:
     [N], next_obs [N, obs_dim], terminal [N]: 1 where the episode ended, but not by a time limit."""
     path, low, high, *arrays = (load_d4rl if env_id in D4RL_FILES else load_minari)(env_id)
     obs, action, reward, terminal, timeout, end = (np.asarray(x, np.float32) for x in arrays)
-    flat = obs.ndim == action.ndim == 2 and reward.size == terminal.size == len(obs) > 1
+    sizes = {len(obs), len(action), reward.size, terminal.size, timeout.size}
+    flat = obs.ndim == action.ndim == 2 and len(sizes) == 1
     check(flat, f"{path}: needs vectors, and a reward for each, not {obs.shape, action.shape, reward.shape}")
     reward, terminal, timeout = reward.ravel(), terminal.ravel(), timeout.ravel() != 0
     returns = np.diff(np.cumsum(reward, dtype=np.float64)[end.ravel() != 0], prepend=0)
     rows = np.flatnonzero(~timeout[:-1])  # row i leads to row i + 1, but not at a timeout
+    check(rows.size and returns.size, f"{path} holds no transitions, or no end of an episode")
     columns = {"observation": obs[rows], "action": (action * 2 - (high + low))[rows] / (high - low),
                "reward": adjust_reward(env_id, reward, returns)[rows], "next observation": obs[rows + 1],
                "terminal": terminal[rows]}  # fmt: skip
@@ -457,10 +459,11 @@ def load_d4rl(name: str) -> tuple:
     with explain(f"{path} is not a whole HDF5 file of {name}"), h5py.File(path, locking=False) as file:
         obs, action, reward, terminal, timeout = (file[key][:] for key in keys)
         count, one = 0, np.ones(action.shape[1])
-    for i in range(len(timeout) if kitchen else 0):
-        timeout[i] = count == 279
-        count = 0 if timeout[i] else 1 if terminal[i] else count + 1  # that 1 is an off-by-one of D4RL's
-    return path, -one, one, obs, action, reward, terminal, timeout, (terminal != 0) | (timeout != 0)
+        for i in range(len(timeout) if kitchen else 0):
+            timeout[i] = count == 279
+            count = 0 if timeout[i] else 1 if terminal[i] else count + 1  # that 1 is an off-by-one of D4RL's
+        end = (terminal.ravel() != 0) | (timeout.ravel() != 0)
+        return path, -one, one, obs, action, reward, terminal, timeout, end
 
 
 def find_d4rl_file(name: str) -> Path:
