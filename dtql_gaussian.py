@@ -368,7 +368,8 @@ def parse_args(argv: list[str] | None = None) -> Args:
         with explain(f"{run} is not the directory of a run"):
             config = json.loads(Path(os.path.expanduser(run), "config.json").read_text())
             check(config["script"] == SCRIPT.name, f"{run} is a run of {config['script']}")
-        args = tyro.cli(Args, args=argv, default=Args(**{name: config[name] for name in vars(args)}))
+            own = Args(**{name: config[name] for name in vars(args)})
+        args = tyro.cli(Args, args=argv, default=own)
         differ = {name for name, x in vars(args).items() if x != config[name]}
         differ -= OF_A_RESUMED_RUN if args.resume else OF_AN_EVALUATION
         check(not differ, f"{', '.join(differ)} cannot differ from those of {run}; leave that out")
