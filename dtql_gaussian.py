@@ -652,10 +652,10 @@ def fit(agent: Agent, data: list[Tensor], task: SimpleNamespace | None, metrics:
     if checkpoint.exists():
         with explain(f"cannot load {checkpoint}"):
             saved = torch.load(checkpoint, map_location=data[0].device, weights_only=True)  # runs no code
-        agent.load_state_dict(saved["agent"])
-        for name, optimizer in agent.optimizers.items():
-            optimizer.load_state_dict(saved["optimizers"][name])
-        rng.set_rng_state(saved["rng"].cpu())
+            agent.load_state_dict(saved["agent"])
+            for name, optimizer in agent.optimizers.items():
+                optimizer.load_state_dict(saved["optimizers"][name])
+            rng.set_rng_state(saved["rng"].cpu())  # raises if that was another kind of device
         state = saved["state"]
     metrics.truncate(state["metrics_size"])  # what a killed run wrote after its checkpoint comes again
     ends = list(itertools.accumulate(getattr(args, f"{phase}_steps") for phase in PHASES))
