@@ -752,6 +752,8 @@ def train(args: Args) -> dict:
     )
     result["peak_memory_mib"] = torch.cuda.max_memory_allocated() / 2**20  # of a GPU
     write(run_dir / "result.json", result)
+    if args.track:
+        wandb.finish()
     print(f"wrote {run_dir}: {seeds or 'no score (--eval-episodes 0)'}")
     if args.capture_video and task:
         film, names = task.make_env, iter(seeds)  # evaluate() makes one environment for each seed
