@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import torch
 from helpers import (
-    CLOSED_PORT,
     ROOT,
     SCRIPTS,
     fast_flags,
@@ -148,8 +147,7 @@ def test_an_unknown_name_shows_the_closest_and_asks_no_server(script, name, mean
 
 
 def test_no_network_and_no_d4rl_file(refused, home):
-    url = f"{CLOSED_PORT}/hopper_medium-v2.hdf5"
-    words = [url, f"put it at {home / FILE}", "--env-id local/hopper/medium-v0"]
+    words = [f"no {home / FILE}, and no mirror has it; put it there", "--env-id local/hopper/medium-v0"]
     refused(words, "--env-id", NAME, "--run-dir", "run")
 
 
@@ -270,7 +268,7 @@ def test_the_directory_of_another_run(finished, small, refused):
     "flags, words",
     [("--batch-size 16 --tau 0.01", ["batch_size", "tau"]), ("--run-dir other", ["run_dir"]),
      ("--env-id hopper-expert-v2", ["env_id"]), ("--checkpoint-every 1", ["checkpoint_every"]),
-     ("--eval-only run", ["eval_only"]), ("--train-steps 1", ["at step 4 already"])],
+     ("--eval-only run", ["eval_only"]), ("--train-steps 1", ["has done 4 steps already"])],
 )  # fmt: skip
 def test_resuming_with_other_flags(flags, words, finished):
     module = load_script(SCRIPT)
