@@ -32,6 +32,7 @@ import itertools
 import json
 import math
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -358,6 +359,7 @@ def load_d4rl(name: str) -> tuple:
         if not path.exists():
             try:
                 folder.mkdir(parents=True, exist_ok=True)
+                socket.setdefaulttimeout(30)  # seconds; a mirror may be dead
                 torch.hub.download_url_to_file(url, partial)
                 h5py.File(partial, locking=False).close()  # raises if it is cut
                 os.replace(partial, path)
