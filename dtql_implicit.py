@@ -32,6 +32,7 @@ import itertools
 import json
 import math
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -385,7 +386,7 @@ def resolve(args: Args) -> torch.device:
             check(good or value == 0 and name in MAY_BE_ZERO, f"--{name.replace('_', '-')} cannot be {value}")
     check(args.sigma_min < args.sigma_max, f"--sigma-min {args.sigma_min} is not below --sigma-max")
     with explain(f"--device {args.device}, or --compile, does not work here; try --device cpu --no-compile"):
-        torch.compile(torch.sin, disable=not args.compile)(torch.zeros(1, device=args.device))
+        (torch.compile(torch.sin) if args.compile else torch.sin)(torch.zeros(1, device=args.device))
     torch.backends.cuda.matmul.allow_tf32 = args.tf32
     return torch.device(args.device)
 
@@ -454,6 +455,7 @@ def load_d4rl(name: str) -> tuple:
         if not path.exists():
             try:
                 folder.mkdir(parents=True, exist_ok=True)
+                socket.setdefaulttimeout(30)  # seconds; a mirror may be dead
                 torch.hub.download_url_to_file(url, partial)
                 h5py.File(partial, locking=False).close()  # raises if it is cut
                 os.replace(partial, path)
@@ -476,7 +478,7 @@ def open_minari(dataset_id: str) -> minari.MinariDataset:
     """From datasets/ of this project, from $MINARI_DATASETS_PATH, or downloaded to that."""
     here = [str(x.parent.relative_to(ROOT / "datasets")) for x in ROOT.glob("datasets/**/data")]
     similar = ", ".join(difflib.get_close_matches(dataset_id, [*D4RL_FILES, *here], cutoff=0))
-    with explain(f"unknown env id {dataset_id!r}, or no network; similar ones here: {similar}"):
+    with explain(f"unknown env id {dataset_id!r}, or not to be had; similar ones: {similar}"):
         if dataset_id in here:
             return minari.MinariDataset(ROOT / "datasets" / dataset_id / "data")
         return minari.load_dataset(dataset_id, download="/" in dataset_id and dataset_id[:6] != "local/")
@@ -530,7 +532,8 @@ def load_task(env_id: str) -> SimpleNamespace:
         dataset, metric, physics = open_minari(env_id), "Minari score", f"MuJoCo {mujoco.__version__}"
         make, options["eval_env"] = dataset.recover_environment, True
         low, high = (dataset.storage.metadata.get(f"ref_{x}_score") for x in ("min", "max"))
-        low, high, metric = (0.0, 100.0, "return") if low == high else (low, high, metric)
+        if None in (low, high) or low == high:
+            low, high, metric = 0.0, 100.0, "return"
         if "gymnasium_robotics.envs.maze.ant_maze" in str(dataset.env_spec):
             # The data's maze (Minari's own one to evaluate umaze in is mirrored), and an end at the goal.
             options |= {"maze_map": dataset.env_spec.kwargs["maze_map"], "continuing_task": False}
@@ -586,8 +589,9 @@ def gradient_steps(agent: Agent, data: list[Tensor], phase: str, totals: dict, a
     """A gradient step for each next(), its losses [seed] added to totals on the device. With --compile on
     CUDA three eager steps come first; then one CUDA graph of the whole, from draws to decay, is replayed."""
     shape = args.num_seeds, getattr(args, f"{phase}_batch_size", args.batch_size)
-    # compiled steps draw PyTorch's own random numbers, as eager ones do
-    update = torch.compile(PHASES[phase], disable=not args.compile, options={"fallback_random": True})
+    update = PHASES[phase]
+    if args.compile:  # with PyTorch's own random numbers, which eager steps draw
+        update = torch.compile(update, options={"fallback_random": True})
 
     def step() -> None:
         rows = torch.randint(len(data[0]), shape, device=data[0].device)  # [seed, batch]

@@ -376,9 +376,8 @@ def test_text_from_files_is_shown_as_text(tmp_path):
     markdown, html = make_report(tmp_path)
     assert "<script" not in html and "<img" not in html and "&lt;script&gt;" in html
     assert "<script" not in markdown and "<img" not in markdown
-    assert (
-        len([row for row in rows_of(markdown) if "script" in row.get("task", "")]) == 3
-    )  # no cell was split
+    rows = [row for row in rows_of(markdown) if "script" in row.get("task", "")]
+    assert len(rows) == 3  # no cell was split
 
 
 def test_runs_of_no_experiment_stand_by_what_is_their_own(tmp_path):
