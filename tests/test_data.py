@@ -594,7 +594,7 @@ def test_a_minari_id_without_a_namespace(make_minari):
     [  # sound data that this program cannot use
         ({"low": -np.inf, "high": np.inf}, "no finite bounds"),
         ({"rewards": np.ones((3, 2))}, "(4, 2)"),  # with the row of the last observation
-        ({"text": True}, "could not convert string"),
+        ({"text": True}, "Cannot cast"),
         ({"minari_version": "0.9.0"}, "Minari 0.9.0"),
     ],
 )

@@ -644,8 +644,7 @@ def main() -> None:
     try:
         train(parse_args())
     except (InputError, OSError, FloatingPointError, KeyboardInterrupt) as error:
-        reason = " ".join(str(error).split())[:1000]
-        print(f"{SCRIPT.name}: {reason}", file=sys.stderr)
+        print(f"{SCRIPT.name}: {' '.join(str(error).split())[:1000]}", file=sys.stderr)
         raise SystemExit({FloatingPointError: 3, KeyboardInterrupt: 130}.get(type(error), 2)) from None
 
 
