@@ -14,7 +14,7 @@ https://arxiv.org/abs/2310.07297
 Three phases train one model each, on batches of a static dataset D:
   1. critics Q1, Q2, V by implicit Q-learning
   2. a diffusion behaviour policy by denoising,  E[λ(σ) |D(a + σε, σ|s) - a|²]
-  3. a deterministic policy, ascending  ∇_a Q(s, a) - (1/β) ω(t) (ε̂(a_t|s, t) - ε)                    (Eq. 15)
+  3. a deterministic policy, ascending  ∇_a Q(s, a) - (1/β) ω(t) (ε̂(a_t|s, t) - ε)                   (Eq. 15)
 The second term of 3 is the score of the behaviour policy: it pulls the action to where the data is, as a
 trust region does, but without the Jacobian of the diffusion model. Nothing is ever sampled from that model:
 it is the EDM denoiser that the DTQL scripts train. SRPO's own noise process, the VP-SDE, is the same one

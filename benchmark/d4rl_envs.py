@@ -362,9 +362,8 @@ def main() -> None:
         env = script.load_task(name).make_env()
         (obs_dim,), (action_dim,) = env.observation_space.shape, env.action_space.shape
         steps = env.spec.max_episode_steps
-        source = " in ".join(
-            [env.spec.entry_point, *(wrapper.name for wrapper in env.spec.additional_wrappers)]
-        )
+        wrappers = [x.name for x in env.spec.additional_wrappers if x.name != "RescaleAction"]
+        source = " in ".join([env.spec.entry_point, *wrappers])
         print(f"| {name} | {steps} | {obs_dim} | {action_dim} | {source} | {file} |")
         env.close()
     print("\nA data file is looked for in $D4RL_DATASET_DIR (default ~/.d4rl/datasets), without its folder,")
