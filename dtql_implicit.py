@@ -28,17 +28,14 @@ import dataclasses
 import difflib
 import fcntl
 import hashlib
-import http.client
-import importlib.metadata
 import itertools
 import json
 import math
 import os
+import socket
 import subprocess
 import sys
 import time
-import urllib.request
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -62,7 +59,7 @@ class Args:  # None: the paper's value for the task, or as the comment says
     env_id: str = "local/hopper/medium-v0"  # D4RL name (walker2d-medium-v2), Minari id, or local Minari id
     seed: int = 1  # of all random numbers; the agents of a run are called seed, seed + 1, ...
     num_seeds: int = 1  # agents that train together in this process, independent but for the dataset
-    device: str = "auto"  # auto (cuda if there is one), cpu, cuda, cuda:1, ...
+    device: str = "cuda" if torch.cuda.is_available() else "cpu"  # or cuda:1, ...
     compile: bool = False  # torch.compile; on a GPU also one CUDA graph per step; takes a minute to start
     tf32: bool = False  # on a GPU, matrix products of factors rounded to 10 bits: faster
     eval_every: int | None = None  # training steps between evaluations
@@ -80,7 +77,6 @@ class Args:  # None: the paper's value for the task, or as the comment says
     sigma_min: float = 0.002  # smallest noise level
     sigma_max: float = 80.0  # largest noise level
     batch_size: int | None = None  # transitions per gradient step and seed
-    # the algorithm's own
     pretrain_steps: int | None = None  # gradient steps of critics and behaviour model alone, before training
     train_steps: int | None = None  # gradient steps of critics, behaviour model and policy
     learning_rate: float | None = None  # of behaviour model and policy
@@ -214,10 +210,9 @@ class Agent(nn.Module):
         self.policy = ImplicitPolicy(n, obs_dim, action_dim, args)
         self.target_q = copy.deepcopy(self.q).requires_grad_(False)  # for acting only [code]
         self.to(device)
-        adam = lambda params, lr: torch.optim.Adam(  # in one kernel, lr where a CUDA graph can change it
-            [{"params": [*params], "initial_lr": lr}], torch.tensor(lr, device=device), fused=True,
-            capturable=device.type == "cuda")  # fmt: skip
-        self.optimizers = {
+        adam = lambda params, lr: torch.optim.Adam([{"params": [*params], "initial_lr": lr}],
+            lr=torch.tensor(lr, device=device), fused=True, capturable=True)  # fmt: skip
+        self.optimizers = {  # of one kernel each, with lr where a CUDA graph can change it
             "critic": adam([*self.q.parameters(), *self.v.parameters()], 3e-4),  # for every task [code]
             "denoiser": adam(self.denoiser.parameters(), args.learning_rate),
             "policy": adam(self.policy.parameters(), args.learning_rate),
@@ -326,7 +321,7 @@ TASKS = {  # Table 4; 1 epoch = 1000 gradient steps
 }
 for name in [name for name in TASKS if name.endswith("-v0") and name.startswith("antmaze")]:
     TASKS[f"{name[:-1]}2"] = (*TASKS[name][:6], 500_000, 50_000, 100)  # [code] has the steps of -v0
-LOCAL_TASK = (20.0, 0.7, 1e-4, "cosine", 256, 8_000, 12_000, 3_000, 10)  # ours: see README
+LOCAL_TASK = (20.0, 0.7, 1e-4, "cosine", 256, 8_000, 12_000, 3_000, 10)  # ours: see docs
 
 
 def settings_of(env_id: str) -> dict:
@@ -375,7 +370,7 @@ def parse_args(argv: list[str] | None = None) -> Args:
         with explain(f"{run} is not the directory of a run"):
             config = json.loads(Path(os.path.expanduser(run), "config.json").read_text())
             check(config["script"] == SCRIPT.name, f"{run} is a run of {config['script']}")
-        args = tyro.cli(Args, args=argv, default=Args(**{name: config[name] for name in vars(args)}))
+            args = tyro.cli(Args, args=argv, default=Args(**{name: config[name] for name in vars(args)}))
         differ = {name for name, x in vars(args).items() if x != config[name]}
         differ -= OF_A_RESUMED_RUN if args.resume else OF_AN_EVALUATION
         check(not differ, f"{', '.join(differ)} cannot differ from those of {run}; leave that out")
@@ -390,10 +385,8 @@ def resolve(args: Args) -> torch.device:
             good = 0 < value <= (1 if name in SHARES else sys.maxsize)
             check(good or value == 0 and name in MAY_BE_ZERO, f"--{name.replace('_', '-')} cannot be {value}")
     check(args.sigma_min < args.sigma_max, f"--sigma-min {args.sigma_min} is not below --sigma-max")
-    if args.device == "auto":
-        args.device = "cuda" if torch.cuda.is_available() else "cpu"
     with explain(f"--device {args.device}, or --compile, does not work here; try --device cpu --no-compile"):
-        torch.compile(torch.sin, disable=not args.compile)(torch.zeros(1, device=args.device))
+        (torch.compile(torch.sin) if args.compile else torch.sin)(torch.zeros(1, device=args.device))
     torch.backends.cuda.matmul.allow_tf32 = args.tf32
     return torch.device(args.device)
 
@@ -427,52 +420,34 @@ def load_dataset(env_id: str) -> tuple[list[Tensor], dict]:
     """The transitions, and where they are from. obs [N, obs_dim], action [N, action_dim] in [-1, 1], reward
     [N], next_obs [N, obs_dim], terminal [N]: 1 where the episode ended, but not by a time limit."""
     path, low, high, *arrays = (load_d4rl if env_id in D4RL_FILES else load_minari)(env_id)
-    obs, action, reward, terminal, timeout, end = (np.asarray(x, np.float32) for x in arrays)
-    flat = obs.ndim == action.ndim == 2 and reward.size == terminal.size == len(obs) > 1
-    check(flat, f"{path}: needs vectors, and a reward for each, not {obs.shape, action.shape, reward.shape}")
-    reward, terminal, timeout = reward.ravel(), terminal.ravel(), timeout.ravel() != 0
-    returns = np.diff(np.cumsum(reward, dtype=np.float64)[end.ravel() != 0], prepend=0)
-    rows = np.flatnonzero(~timeout[:-1])  # row i leads to row i + 1, but not at a timeout
+    obs, action = (np.asarray(x, np.float32) for x in arrays[:2])
+    reward, terminal, timeout, end = (np.asarray(x, np.float32).ravel() for x in arrays[2:])
+    lengths = {len(x) for x in (obs, action, reward, terminal, timeout, end)}
+    good = obs.ndim == action.ndim == 2 and len(lengths) == 1 and end.any() and not timeout[:-1].all()
+    check(good, f"{path}: no transitions, no episodes, or arrays of unequal size {[x.shape for x in arrays]}")
+    returns = np.diff(np.cumsum(reward, dtype=np.float64)[end != 0], prepend=0)
+    rows = np.flatnonzero(timeout[:-1] == 0)  # row i leads to row i + 1, but not at a timeout
     columns = {"observation": obs[rows], "action": (action * 2 - (high + low))[rows] / (high - low),
                "reward": adjust_reward(env_id, reward, returns)[rows], "next observation": obs[rows + 1],
-               "terminal": terminal[rows]}  # fmt: skip
+               "terminal": np.sign(terminal)[rows]}  # fmt: skip
     for name, x in columns.items():
         limit = 1 + 1e-4 if name == "action" else np.finfo(np.float32).max  # stored actions are rounded
         bad = rows[~(np.abs(x) <= limit).reshape(len(x), -1).all(axis=1)]
         check(not len(bad), f"{path}: the {name} of row {bad[:1]} is NaN, infinite or out of bounds; mend it")
-    digest, known = hashlib.sha256(path.read_bytes()).hexdigest(), ROOT / "benchmark/paper/d4rl_sha256.csv"
-    sums = dict(x.rsplit(",", 1) for x in known.read_text().splitlines()) if known.exists() else {}
-    expected = next((x for file, x in sums.items() if file.startswith(f"{D4RL_FILES.get(env_id)},")), digest)
-    note = "" if digest == expected else ", another file than D4RL published"
+    sha, sums = hashlib.sha256(path.read_bytes()).hexdigest(), ROOT / "benchmark/paper/d4rl_sha256.csv"
+    known = sums.read_text() if sums.exists() else ""
+    foreign = f"\n{D4RL_FILES.get(env_id)}," in known and sha not in known
     print(f"{path}: {len(rows)} transitions, {len(returns)} episodes, mean return {np.mean(returns):.1f}, "
-          f"sha256 {digest}{note}")  # fmt: skip
-    source = {
-        "dataset": str(path),
-        "dataset_sha256": digest,
-        "action_low": low.tolist(),
-        "action_high": high.tolist(),
-    }
-    columns["terminal"] = columns["terminal"] != 0
+          f"sha256 {sha}{', not the file that D4RL published' * foreign}")  # fmt: skip
+    source = dict(dataset=str(path), dataset_sha256=sha, action_low=low.tolist(), action_high=high.tolist())
     return [torch.as_tensor(np.asarray(x, np.float32)) for x in columns.values()], source
 
 
 def load_d4rl(name: str) -> tuple:
     """Path, bounds of actions, and arrays [row, dim] or [row]: obs, action, reward, terminal, timeout, end
-    of an episode. Row i leads to row i + 1 unless it is a timeout, as in D4RL's `qlearning_dataset`."""
-    path, kitchen = find_d4rl_file(name), name.startswith("kitchen")  # its files have no timeouts
-    keys = "observations", "actions", "rewards", "terminals", "terminals" if kitchen else "timeouts"
-    with explain(f"{path} is not a whole HDF5 file of {name}"), h5py.File(path, locking=False) as file:
-        obs, action, reward, terminal, timeout = (file[key][:] for key in keys)
-        count, one = 0, np.ones(action.shape[1])
-    for i in range(len(timeout) if kitchen else 0):
-        timeout[i] = count == 279
-        count = 0 if timeout[i] else 1 if terminal[i] else count + 1  # that 1 is an off-by-one of D4RL's
-    return path, -one, one, obs, action, reward, terminal, timeout, (terminal != 0) | (timeout != 0)
-
-
-def find_d4rl_file(name: str) -> Path:
-    """In $D4RL_DATASET_DIR; downloaded to it from the first of $D4RL_MIRRORS that has the file whole."""
-    folder = Path(os.path.expanduser(os.environ.get("D4RL_DATASET_DIR") or "~/.d4rl/datasets"))
+    of an episode. Row i leads to row i + 1 unless it is a timeout, as in D4RL's `qlearning_dataset`.
+    From $D4RL_DATASET_DIR; downloaded to it from the first of $D4RL_MIRRORS that has the file whole."""
+    folder = Path(os.environ.get("D4RL_DATASET_DIR") or "~/.d4rl/datasets").expanduser()
     path = folder / Path(D4RL_FILES[name]).name
     partial = folder / f"{path.name}.{os.urandom(4).hex()}.part"  # others may download it too
     mirrors = (os.environ.get("D4RL_MIRRORS") or D4RL_MIRRORS).split()
@@ -480,35 +455,37 @@ def find_d4rl_file(name: str) -> Path:
         if not path.exists():
             try:
                 folder.mkdir(parents=True, exist_ok=True)
-                with urllib.request.urlopen(url, timeout=30) as response, open(partial, "xb") as file:
-                    blocks = iter(lambda: response.read(2**20), b"")
-                    file.writelines(tqdm(blocks, path.name, (response.length or 0) >> 20, unit="MiB"))
+                socket.setdefaulttimeout(30)  # seconds; a mirror may be dead
+                torch.hub.download_url_to_file(url, partial)
                 h5py.File(partial, locking=False).close()  # raises if it is cut
                 os.replace(partial, path)
-            except (OSError, ValueError, http.client.HTTPException) as error:
+            except Exception as error:  # of many kinds; the next mirror may do
                 print(f"{url}: {error}")
             partial.unlink(missing_ok=True)
-    check(
-        path.exists(),
-        f"no {path}, and no mirror has it; put it there, or work offline: --env-id {Args.env_id}",
-    )
-    return path
+    check(path.exists(), f"cannot download {url}; put it at {path}, or use --env-id {Args.env_id}")
+    kitchen = name.startswith("kitchen")  # its files have no timeouts
+    keys = "observations", "actions", "rewards", "terminals", "terminals" if kitchen else "timeouts"
+    with explain(f"{path} is not a whole HDF5 file of {name}"), h5py.File(path, locking=False) as file:
+        obs, action, reward, terminal, timeout = (file[key][:] for key in keys)
+        count, one = 0, np.ones(action.shape[1])
+        for i in range(len(timeout) if kitchen else 0):
+            timeout[i] = count == 279
+            count = 0 if timeout[i] else 1 if terminal[i] else count + 1  # that 1 is an off-by-one of D4RL's
+        return path, -one, one, obs, action, reward, terminal, timeout, terminal.ravel() + timeout.ravel()
 
 
 def open_minari(dataset_id: str) -> minari.MinariDataset:
     """From datasets/ of this project, from $MINARI_DATASETS_PATH, or downloaded to that."""
     here = [str(x.parent.relative_to(ROOT / "datasets")) for x in ROOT.glob("datasets/**/data")]
     similar = ", ".join(difflib.get_close_matches(dataset_id, [*D4RL_FILES, *here], cutoff=0))
-    with explain(f"unknown env id {dataset_id!r}, or no network; similar ones here: {similar}"):
+    with explain(f"unknown env id {dataset_id!r}, or not to be had; similar ones: {similar}"):
         if dataset_id in here:
             return minari.MinariDataset(ROOT / "datasets" / dataset_id / "data")
-        download = "/" in dataset_id and not dataset_id.startswith("local/")  # no server has others
-        return minari.load_dataset(dataset_id, download=download)
+        return minari.load_dataset(dataset_id, download="/" in dataset_id and dataset_id[:6] != "local/")
 
 
 def load_minari(dataset_id: str) -> tuple:
-    """As load_d4rl; the last observation of an episode is a row of its own, with a timeout: truncation is no
-    terminal state."""
+    """As load_d4rl; an episode's last observation is a row of its own, with a timeout, and not terminal."""
     dataset, episodes = open_minari(dataset_id), []
     path, space = Path(dataset.storage.data_path) / "main_data.hdf5", dataset.action_space
     with explain(f"cannot read {path}, with actions {space}"):
@@ -523,9 +500,8 @@ def load_minari(dataset_id: str) -> tuple:
 
 def flatten(obs) -> np.ndarray:
     """[..., obs_dim]: an observation as it is, or a dict of them by its sorted keys, as Minari sorts them."""
-    if isinstance(obs, dict):
-        return np.concatenate([flatten(obs[key]) for key in sorted(obs)], axis=-1)
-    return np.asarray(obs, np.float32)
+    parts = [flatten(obs[key]) for key in sorted(obs)] if isinstance(obs, dict) else [obs]
+    return np.concatenate(parts, axis=-1, dtype=np.float32)
 
 
 # ------------------------------------------------------------------------------- environment and evaluation
@@ -546,9 +522,8 @@ def with_d4rl_masses(env: gym.Env) -> gym.Env:
 
 
 def load_task(env_id: str) -> SimpleNamespace:
-    """What env_id is evaluated in: make_env(render_mode=None), with actions in [-1, 1]; sizes of observation
-    and action; the returns low and high that score 0 and 100; metric: "score" is D4RL's, "Minari score" by
-    the dataset's own references, "return" has none. For a D4RL name this needs no data file."""
+    """What env_id is evaluated in: make_env(mode=None) with actions in [-1, 1], sizes of observation and of
+    action, the returns low and high that score 0 and 100, and the metric: only D4RL's is called "score"."""
     robot, options = env_id.partition("-")[0], {"disable_env_checker": True}
     if env_id in D4RL_FILES:  # those of benchmark/ need gymnasium-robotics
         make, options["id"] = gym.make, ROBOTS.get(robot, f"benchmark.d4rl_envs:{env_id}")
@@ -557,16 +532,14 @@ def load_task(env_id: str) -> SimpleNamespace:
         dataset, metric, physics = open_minari(env_id), "Minari score", f"MuJoCo {mujoco.__version__}"
         make, options["eval_env"] = dataset.recover_environment, True
         low, high = (dataset.storage.metadata.get(f"ref_{x}_score") for x in ("min", "max"))
-        low, high, metric = (0.0, 100.0, "return") if low == high else (low, high, metric)
+        if None in (low, high) or low == high:
+            low, high, metric = 0.0, 100.0, "return"
         if "gymnasium_robotics.envs.maze.ant_maze" in str(dataset.env_spec):
             # The data's maze (Minari's own one to evaluate umaze in is mirrored), and an end at the goal.
             options |= {"maze_map": dataset.env_spec.kwargs["maze_map"], "continuing_task": False}
-
-    def make_env(render_mode: str | None = None) -> gym.Env:
-        with warnings.catch_warnings(action="ignore"):  # -v4 is meant, "out of date" or not
-            env = make(render_mode=render_mode, **options)
-        return gym.wrappers.RescaleAction(with_d4rl_masses(env) if robot in ROBOTS else env, -1, 1)
-
+    gym.logger.min_level = gym.logger.ERROR  # -v4 is meant, "out of date" or not
+    adapt = with_d4rl_masses if robot in ROBOTS else lambda env: env
+    make_env = lambda mode=None: gym.wrappers.RescaleAction(adapt(make(render_mode=mode, **options)), -1, 1)
     with explain(f"cannot evaluate in the environment of {env_id}; --eval-episodes 0 does without"):
         env = make_env()
         check(env.spec.max_episode_steps, f"{env_id} has no time limit; --eval-episodes 0 does without")
@@ -609,15 +582,16 @@ def evaluate(agent: Agent, task: SimpleNamespace, args: Args) -> dict[str, np.nd
 
 # ----------------------------------------------------------------------------------------------------- main
 LOG_EVERY = 500  # steps between lines of losses, at most, and within which a NaN is noticed
+finite = lambda x: json.loads(json.dumps(x), parse_constant=lambda _: None)  # null for NaN and infinity
 
 
 def gradient_steps(agent: Agent, data: list[Tensor], phase: str, totals: dict, args: Args) -> Iterator[None]:
     """A gradient step for each next(), its losses [seed] added to totals on the device. With --compile on
-    CUDA the first three are eager; then one CUDA graph of the whole step, from draws to decay, is captured,
-    and replayed from there on: nothing waits for the host."""
+    CUDA three eager steps come first; then one CUDA graph of the whole, from draws to decay, is replayed."""
     shape = args.num_seeds, getattr(args, f"{phase}_batch_size", args.batch_size)
-    # compiled steps draw PyTorch's own random numbers, as eager ones do
-    update = torch.compile(PHASES[phase], disable=not args.compile, options={"fallback_random": True})
+    update = PHASES[phase]
+    if args.compile:  # with PyTorch's own random numbers, which eager steps draw
+        update = torch.compile(update, options={"fallback_random": True})
 
     def step() -> None:
         rows = torch.randint(len(data[0]), shape, device=data[0].device)  # [seed, batch]
@@ -633,18 +607,14 @@ def gradient_steps(agent: Agent, data: list[Tensor], phase: str, totals: dict, a
         yield step()
 
 
-def to_json(content: dict, indent: int | None = None) -> str:
-    """With null for NaN and infinity, which JSON has not."""
-    return json.dumps(json.loads(json.dumps(content), parse_constant=lambda _: None), indent=indent) + "\n"
-
-
 def write(path: Path, content: dict) -> None:
     """A .pt or .json file. Whenever this is interrupted, path holds what it held before or all of content."""
-    with explain(f"cannot write {path}; the one before is kept: make room and use --resume"):
-        with open(f"{path}.part", "wb") as file:
-            file.write(to_json(content, 2).encode()) if path.suffix == ".json" else torch.save(content, file)
-            file.flush()
-            os.fsync(file)
+    note = f"cannot write {path}; the one before is kept: make room and use --resume"
+    with explain(note), open(f"{path}.part", "wb") as file:
+        text = path.suffix == ".json"
+        file.write(json.dumps(finite(content), indent=2).encode()) if text else torch.save(content, file)
+        file.flush()
+        os.fsync(file)
         os.replace(f"{path}.part", path)
 
 
@@ -652,27 +622,23 @@ def fit(agent: Agent, data: list[Tensor], task: SimpleNamespace | None, metrics:
     """All phases, from the last checkpoint on; returns the state at the end."""
     checkpoint, rng = Path(metrics.name).with_name("checkpoint.pt"), torch.cuda if data[0].is_cuda else torch
     state = {"step": 0, "scores": [], "metrics_size": 0, "train_seconds": 0.0, "eval_seconds": 0.0}
-    if checkpoint.exists():
+    if args.resume and checkpoint.exists():
         with explain(f"cannot load {checkpoint}"):
             saved = torch.load(checkpoint, map_location=data[0].device, weights_only=True)  # runs no code
-        agent.load_state_dict(saved["agent"])
-        for name, optimizer in agent.optimizers.items():
-            optimizer.load_state_dict(saved["optimizers"][name])
-        rng.set_rng_state(saved["rng"].cpu())
+            agent.load_state_dict(saved["agent"])
+            for name, optimizer in agent.optimizers.items():
+                optimizer.load_state_dict(saved["optimizers"][name])
+            rng.set_rng_state(saved["rng"].cpu())  # refuses that of another kind of device
         state = saved["state"]
     metrics.truncate(state["metrics_size"])  # what a killed run wrote after its checkpoint comes again
     ends = list(itertools.accumulate(getattr(args, f"{phase}_steps") for phase in PHASES))
-    check(
-        state["step"] <= ends[-1],
-        f"the run has done {state['step']} steps already, which are more than asked for",
-    )
+    check(state["step"] <= ends[-1], f"{checkpoint} is at step {state['step']} already")
     for phase, first, last in zip(PHASES, [0, *ends], ends):
         if state["step"] == first and phase in STARTS:
             STARTS[phase](agent)
         logged, clock, totals = max(state["step"], first), time.perf_counter(), {}
-        steps = gradient_steps(agent, data, phase, totals, args)
-        for step in tqdm(range(logged + 1, last + 1), phase, disable=None, dynamic_ncols=True):
-            next(steps)
+        numbers = tqdm(range(logged + 1, last + 1), phase, disable=None, dynamic_ncols=True)
+        for step, _ in zip(numbers, gradient_steps(agent, data, phase, totals, args)):
             saving = step % args.checkpoint_every == 0 or step == ends[-1]
             evaluating = last == ends[-1] and ((step - first) % args.eval_every == 0 or step == last)
             if not (saving or evaluating or step % LOG_EVERY == 0 or step == last):
@@ -689,7 +655,7 @@ def fit(agent: Agent, data: list[Tensor], task: SimpleNamespace | None, metrics:
                 state["scores"].append(values["eval/normalized_score"].tolist())
             for i in range(args.num_seeds):
                 line = {name: x[i].tolist() for name, x in values.items()}
-                metrics.write(to_json({"step": step, "seed": args.seed + i} | line))
+                metrics.write(json.dumps(finite({"step": step, "seed": args.seed + i} | line)) + "\n")
                 if args.track:
                     wandb.log({f"seed{args.seed + i}/{name}": x for name, x in line.items()}, step)
             metrics.flush()
@@ -721,9 +687,7 @@ def train(args: Args) -> dict:
     check(not task or task.sizes == sizes, f"{args.env_id}: the sizes {sizes} are not its environment's")
     config |= {"script": SCRIPT.name, "id": os.urandom(4).hex(), "obs_dim": sizes[0], "action_dim": sizes[1]}
     config["git_commit"] = subprocess.getoutput(f"git -C '{ROOT}' rev-parse HEAD 2>/dev/null") or None
-    config["versions"] = {
-        x: importlib.metadata.version(x) for x in ("torch", "mujoco", "gymnasium", "minari")
-    }
+    config["versions"] = {x.__name__: str(x.__version__) for x in (torch, mujoco, gym, minari)}
     name = f"{args.env_id.replace('/', '-')}__{SCRIPT.stem}__{args.seed}__{int(time.time())}-{config['id']}"
     run_dir = Path(os.path.expanduser(args.resume or args.run_dir or f"runs/{name}"))
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -732,8 +696,8 @@ def train(args: Args) -> dict:
             fcntl.flock(metrics, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:  # of another kind where the file system has no locks
             check(not isinstance(error, BlockingIOError), f"another process trains in {run_dir}")
-        file, exists = run_dir / "config.json", [*run_dir.glob("c*.json"), *run_dir.glob("c*.pt")]
-        check(args.resume or not exists, f"{run_dir} holds a run already; --resume {run_dir} continues it")
+        file, held = run_dir / "config.json", {"config.json", "checkpoint.pt"} & {*os.listdir(run_dir)}
+        check(args.resume or not held, f"{run_dir} holds a run already; --resume {run_dir} continues it")
         old = json.loads(file.read_text()) if args.resume else config
         check(old["dataset_sha256"] == config["dataset_sha256"], f"{run_dir} was begun with another dataset")
         config = old | vars(args) | {"resume": None}
@@ -745,22 +709,22 @@ def train(args: Args) -> dict:
         torch.manual_seed(args.seed)
         agent = Agent(*sizes, args, device)
         state = fit(agent, [x.to(device) for x in data], task, metrics, args)
+    if args.track:
+        wandb.finish()
     write(run_dir / "model.pt", {"agent": agent.state_dict(), "config": config})
-    seeds = {
-        args.seed + i: {"last": x[-1], "best": np.fmax.reduce(x).item()}
-        for i, x in enumerate(zip(*state["scores"]))
-    }
+    scores = enumerate(zip(*state["scores"]), args.seed)
+    seeds = {seed: {"last": x[-1], "best": np.fmax.reduce(x).item()} for seed, x in scores}
     result = (
-        config | {"seeds": seeds, "metric": task and task.metric, "physics": task and task.physics} | state
+        config
+        | state
+        | {"seeds": seeds, "peak_memory_mib": torch.cuda.max_memory_allocated() / 2**20 or None}
     )
-    result["peak_memory_mib"] = torch.cuda.max_memory_allocated() / 2**20  # of a GPU
+    result |= {"metric": task and task.metric, "physics": task and task.physics}
     write(run_dir / "result.json", result)
     print(f"wrote {run_dir}: {seeds or 'no score (--eval-episodes 0)'}")
     if args.capture_video and task:
-        film, names = task.make_env, iter(seeds)  # evaluate() makes one environment for each seed
-        task.make_env = lambda: gym.wrappers.RecordVideo(
-            film("rgb_array"), run_dir, name_prefix=f"{next(names)}"
-        )
+        make, name = task.make_env, iter(map(str, seeds))  # evaluate() makes one environment for each
+        task.make_env = lambda: gym.wrappers.RecordVideo(make("rgb_array"), run_dir, name_prefix=next(name))
         with explain("no video; set MUJOCO_GL to egl, osmesa or glfw, as the machine has"):
             evaluate(agent, task, dataclasses.replace(args, eval_episodes=1))
     return result
@@ -770,7 +734,9 @@ def main() -> None:
     try:
         train(parse_args())
     except (InputError, OSError, FloatingPointError, KeyboardInterrupt) as error:
-        reason = " ".join(str(error).split())[:1000] or "interrupted; continue with --resume"
+        reason = (
+            " ".join(str(error).split())[:1000] or "interrupted; the line 'writing ...' says how to continue"
+        )
         print(f"{SCRIPT.name}: {reason}", file=sys.stderr)
         raise SystemExit({FloatingPointError: 3, KeyboardInterrupt: 130}.get(type(error), 2)) from None
 

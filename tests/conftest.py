@@ -1,7 +1,10 @@
 """Tests run in parallel processes (pytest-xdist), each on one thread."""
 
+import os
+
 import pytest
 import torch
+from helpers import script_env
 
 torch.set_num_threads(1)  # threads of several processes wait for each other, at many times the cost
 
@@ -12,3 +15,15 @@ def pytest_collection_modifyitems(items):
         params = item.callspec.params if hasattr(item, "callspec") else {}
         script = next((str(params[name]) for name in ("script", "finished") if name in params), "")
         item.add_marker(pytest.mark.xdist_group(f"{item.module.__name__} {script}"))
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """An empty folder that is HOME and the working directory, and an environment as run_script gives one."""
+    env = script_env(tmp_path)
+    for name in {*os.environ} - {*env}:
+        monkeypatch.delenv(name)
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path

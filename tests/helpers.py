@@ -3,9 +3,14 @@
 import contextlib
 import functools
 import importlib.util
+import itertools
+import multiprocessing.forkserver
 import os
+import resource
+import shutil
 import subprocess
 import sys
+import tempfile
 import types
 from pathlib import Path
 
@@ -123,13 +128,22 @@ class FakeEnv:
 
 def fast_flags(script: str) -> list[str]:
     """Two tiny steps of each phase and no evaluation."""
-    steps = [flag for phase in load_script(script).PHASES for flag in (f"--{phase}-steps", "2")]
-    return ["--no-compile", "--eval-episodes", "0", "--batch-size", "8", *steps]
+    module = load_script(script)
+    steps = [flag for phase in module.PHASES for flag in (f"--{phase}-steps", "2")]
+    sizes = [name for name in ("batch_size", "behavior_batch_size") if hasattr(module.Args, name)]
+    sizes = [flag for name in sizes for flag in (f"--{name.replace('_', '-')}", "8")]
+    return ["--device", "cpu", "--eval-episodes", "0", *sizes, *steps]
+
+
+def train(script: str, *flags) -> dict:
+    """What `python script *flags` does, in this process; returns what result.json holds."""
+    module = load_script(script)
+    return module.train(module.parse_args([*map(str, flags)]))
 
 
 def script_env(home: Path, **changes: str) -> dict[str, str]:
     """An environment with one thread, no user cache and no network."""
-    drop = ("D4RL_DATASET_DIR", "MINARI_DATASETS_PATH", "HF_HOME", "XDG_CACHE_HOME")
+    drop = ("D4RL_DATASET_DIR", "MINARI_DATASETS_PATH", "HF_HOME", "XDG_CACHE_HOME", "PYTHONPATH")
     env = {k: v for k, v in os.environ.items() if k not in drop and not k.lower().endswith("_proxy")}
     env |= {"OMP_NUM_THREADS": "1", "HOME": str(home), "WANDB_MODE": "offline", "HF_HUB_OFFLINE": "1",
             "HF_ENDPOINT": CLOSED_PORT, "D4RL_MIRRORS": CLOSED_PORT}  # fmt: skip
@@ -141,6 +155,57 @@ def run_script(script: str, *flags, cwd: Path, env: dict | None = None, timeout:
     command = [sys.executable, str(ROOT / script), *map(str, flags)]
     return subprocess.run(command, cwd=cwd, env=script_env(cwd, **(env or {})), timeout=timeout, text=True,
                           capture_output=True, **options)  # fmt: skip
+
+
+@functools.cache
+def fork_server():
+    """Processes forked from one that has imported the scripts: seconds sooner at work than new ones."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch._dynamo", *(Path(script).stem for script in SCRIPTS)])
+    with pytest.MonkeyPatch.context() as patch:  # of the server's environment
+        for name, value in script_env(ROOT, PYTHONPATH=str(ROOT)).items():
+            patch.setenv(name, value)
+        multiprocessing.forkserver.ensure_running()
+    return context
+
+
+def fork_script(script: str, *flags, cwd: Path, env: dict | None = None, limit: int | None = None, at=None):
+    """As run_script, in a forked process. limit: bytes that a file may have, as if the disk was full then.
+    at: (name of a function, n, signal), which signal the process gets at its n-th call of what function."""
+    output = tempfile.mkdtemp()
+    args = script, [*map(str, flags)], cwd, script_env(cwd, **(env or {})), output, limit, at
+    process = fork_server().Process(target=forked, args=args)
+    process.start()
+    process.join()
+    texts = [Path(output, str(fd)).read_text() for fd in (1, 2)]
+    shutil.rmtree(output)
+    return subprocess.CompletedProcess([sys.executable, script, *flags], process.exitcode, *texts)
+
+
+def forked(script: str, flags: list[str], cwd: Path, env: dict, output: str, limit: int | None, at) -> None:
+    """The forked process."""
+    for fd in (1, 2):
+        os.dup2(os.open(f"{output}/{fd}", os.O_WRONLY | os.O_CREAT), fd)
+    os.environ.clear()
+    os.environ.update(env)
+    os.chdir(cwd)
+    sys.argv = [script, *flags]
+    module = importlib.import_module(Path(script).stem)
+    if limit:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    if at:
+        path, n, number = at
+        owner, _, name = path.rpartition(".")
+        owner, calls = getattr(module, owner) if owner else module, itertools.count(1)
+        function = getattr(owner, name)
+
+        def counted(*args, **kwargs):
+            if next(calls) == n:
+                os.kill(os.getpid(), number)
+            return function(*args, **kwargs)
+
+        setattr(owner, name, counted)
+    module.main()
 
 
 def write_d4rl(path: Path, n: int = 64, obs_dim: int = 11, action_dim: int = 3, seed: int = 0, **overrides):

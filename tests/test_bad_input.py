@@ -1,20 +1,34 @@
-"""Bad input: exit code 2, one line that says what is wrong and what to do; nothing is left half-written."""
+"""Bad input: exit code 2, one line that says what is wrong and what to do; nothing is lost."""
 
+import json
 import os
 import pickle
 import re
-import resource
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 import torch
-from helpers import CLOSED_PORT, ROOT, SCRIPTS, fast_flags, load_script, run_script, write_d4rl
+from helpers import (
+    ROOT,
+    SCRIPTS,
+    fast_flags,
+    fork_script,
+    load_script,
+    run_script,
+    script_env,
+    train,
+    write_d4rl,
+)
 
 NAME, FILE = "hopper-medium-v2", ".d4rl/datasets/hopper_medium-v2.hdf5"  # FILE: below HOME, as D4RL has it
-pytestmark = pytest.mark.parametrize("script", SCRIPTS)
+SCRIPT = SCRIPTS[0]  # for what is the same code in all four
+all_scripts = pytest.mark.parametrize("script", SCRIPTS)
 
 
 def assert_refused(result, *words: str, code: int = 2) -> None:
@@ -30,88 +44,145 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.fixture(scope="module")
-def finished_runs(tmp_path_factory):
-    """finished_runs(script): a folder with a D4RL file and `run`, a finished run on it."""
-    homes = {}
+@pytest.fixture
+def refused(home):
+    """refused(words, *flags, script=SCRIPT): these flags are bad input, told in one line with these words."""
 
-    def finished(script: str) -> Path:
-        if script not in homes:
-            homes[script] = tmp_path_factory.mktemp(Path(script).stem)
-            write_d4rl(homes[script] / FILE)
-            flags = ("--env-id", NAME, "--run-dir", "run", *fast_flags(script))
-            result = run_script(script, *flags, cwd=homes[script])
-            assert result.returncode == 0, result.stderr
-        return homes[script]
+    def refused(words: str | list[str], *flags, script: str = SCRIPT) -> None:
+        module, before = load_script(script), contents(home)
+        with pytest.raises(
+            (module.InputError, OSError)
+        ) as error:  # of which main() makes the line and the code
+            train(script, *flags)
+        for word in [words] if isinstance(words, str) else words:
+            assert word in str(error.value), f"no {word!r} in: {error.value}"
+        after = contents(home)
+        assert {name: after.get(name) for name in before} == before
+        assert not {
+            name for name in {*after} - {*before} if not name.endswith("metrics.jsonl") or after[name]
+        }
 
-    return finished
+    return refused
 
 
 @pytest.fixture
-def finished(script, finished_runs, tmp_path) -> Path:
-    """A copy of it, to work in."""
-    shutil.copytree(finished_runs(script), tmp_path, dirs_exist_ok=True)
-    return tmp_path
+def small(home) -> list[str]:
+    """Flags of a short run on a D4RL file."""
+    write_d4rl(home / FILE)
+    return ["--env-id", NAME, "--run-dir", "run", *fast_flags(SCRIPT)]
+
+
+@pytest.fixture(scope="module")
+def finished_home(tmp_path_factory) -> Path:
+    home = tmp_path_factory.mktemp("finished")
+    write_d4rl(home / FILE)
+    flags = "--env-id", NAME, "--run-dir", "run", *fast_flags(SCRIPT)
+    assert fork_script(SCRIPT, *flags, cwd=home).returncode == 0
+    return home
+
+
+@pytest.fixture
+def finished(finished_home, home) -> Path:
+    """The directory of a finished run, in a home with its D4RL file."""
+    shutil.copytree(finished_home, home, dirs_exist_ok=True)
+    return home / "run"
+
+
+# ----------------------------------------------------------------------------------- processes, one of a kind
+@all_scripts
+@pytest.mark.parametrize("optimized", [False, True])
+def test_a_process_ends_with_one_line_and_code_2(script, optimized, tmp_path):
+    """NaN in a file; and with `python -O`, which removes asserts."""
+    write_d4rl(tmp_path / FILE, observations=at((64, 11), 25, np.nan))
+    command = "--env-id", NAME, "--run-dir", "run", *fast_flags(script)
+    if optimized:
+        if script != SCRIPT:
+            pytest.skip("common code")
+        command = [sys.executable, "-O", str(ROOT / script), *command]
+        result = subprocess.run(
+            command, cwd=tmp_path, env=script_env(tmp_path), capture_output=True, text=True
+        )
+        result.args = command[1:]
+    else:
+        result = (run_script if script == SCRIPT else fork_script)(script, *command, cwd=tmp_path)
+    assert_refused(result, str(tmp_path / FILE), "observation of row", "25", "NaN")
+    assert not (tmp_path / "run").exists()
+
+
+def test_no_script_checks_input_by_assert():
+    """Which `python -O` would remove."""
+    assert not [name for name in SCRIPTS if re.search(r"(?m)^\s*assert\b", (ROOT / name).read_text())]
+
+
+@pytest.mark.parametrize(
+    "error, code", [("ValueError", 1), ("KeyError", 1), ("OSError", 2), ("FloatingPointError", 3),
+                    ("KeyboardInterrupt", 130)]
+)  # fmt: skip
+@all_scripts
+def test_exit_codes(script, error, code, monkeypatch, capsys, home):
+    """An error in the program is no bad input: it keeps its traceback."""
+    module = load_script(script)
+    kind = vars(module)["__builtins__"][error]
+
+    def update(*_):
+        raise kind("planted")
+
+    monkeypatch.setitem(module.PHASES, [*module.PHASES][-1], update)
+    monkeypatch.setattr(sys, "argv", [script, *fast_flags(script), "--run-dir", "run"])
+    with pytest.raises(kind if code == 1 else SystemExit) as exit_:
+        module.main()
+    assert Path("run/config.json").exists() and not Path("run/result.json").exists()
+    if code != 1:
+        assert exit_.value.code == code
+        assert capsys.readouterr().err == f"{script}: planted\n"
 
 
 # -------------------------------------------------------------------------------------- names, network, flags
-def test_unknown_d4rl_name_shows_the_closest_and_compiles_nothing(script, tmp_path):
-    env = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "compiled")}
-    result = run_script(script, "--env-id", "hoper-medum-v2", cwd=tmp_path, env=env)
-    assert_refused(result, "'hoper-medum-v2'", "hopper-medium-v2")
-    assert not list(tmp_path.iterdir())
+@all_scripts
+@pytest.mark.parametrize(
+    "name, meant", [("hoper-medum-v2", "hopper-medium-v2"), ("local/hoper/medium-v0",) * 2]
+)
+def test_an_unknown_name_shows_the_closest_and_asks_no_server(script, name, meant, refused):
+    refused([repr(name), meant.replace("hoper", "hopper")], "--env-id", name, script=script)
 
 
-def test_unknown_local_id_shows_the_closest_and_asks_no_server(script, tmp_path):
-    env = {"HF_HUB_OFFLINE": "0"}  # a server, if asked, is asked for long and with complaints on stderr
-    result = run_script(script, "--env-id", "local/hoper/medium-v0", cwd=tmp_path, env=env)
-    assert_refused(result, "'local/hoper/medium-v0'", "local/hopper/medium-v0")
-    assert not (tmp_path / "runs").exists()
+def test_no_network_and_no_d4rl_file(refused, home):
+    words = [f"no {home / FILE}, and no mirror has it; put it there", "--env-id local/hopper/medium-v0"]
+    refused(words, "--env-id", NAME, "--run-dir", "run")
 
 
-def test_no_network_and_no_d4rl_file(script, tmp_path):
-    result = run_script(script, "--no-compile", "--env-id", NAME, "--run-dir", "run", cwd=tmp_path)
-    url = f"{CLOSED_PORT}/gym_mujoco_v2/hopper_medium-v2.hdf5"
-    assert_refused(result, url, str(tmp_path / FILE), f"python {script} --env-id local/hopper/medium-v0")
-    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
-
-
-def test_no_network_and_no_minari_dataset(script, tmp_path):
-    env = {"HF_HUB_OFFLINE": "0"}  # 25 s: what Minari's client spends on retries
-    result = run_script(script, "--no-compile", "--env-id", "D4RL/pen/human-v2", cwd=tmp_path, env=env)
-    target = tmp_path / ".minari/datasets/D4RL/pen/human-v2"
-    assert_refused(result, "D4RL/pen/human-v2", str(target), "--env-id local/hopper/medium-v0")
-    assert not target.exists()
+def test_no_network_and_no_minari_dataset(refused):
+    refused(["D4RL/pen/human-v2", "no network"], "--env-id", "D4RL/pen/human-v2", "--run-dir", "run")
 
 
 @pytest.mark.parametrize(
     "flag, value",
-    [
-        ("--batch-size", 0),
-        ("--train-steps", 0),
-        ("--num-seeds", 0),
-        ("--eval-every", -1),
-        ("--learning-rate", "nan"),
-    ],
-)
-def test_flag_out_of_range(script, flag, value, tmp_path):
-    if flag == "--train-steps":
-        flag = f"--{list(load_script(script).PHASES)[-1]}-steps"
-    result = run_script(script, flag, value, "--run-dir", "run", cwd=tmp_path)
-    assert_refused(result, f"{flag} is {value}", "it must be from")
-    assert not list(tmp_path.iterdir())
+    [("--batch-size", 0), ("--train-steps", 0), ("--num-seeds", 0), ("--eval-every", -1), ("--seed", -1),
+     ("--learning-rate", "nan"), ("--sigma-max", "inf"), ("--discount", 2), ("--tau", -0.1), ("--tau", 1.5),
+     ("--expectile", "nan"), ("--eval-candidates", -1), ("--checkpoint-every", 0)],
+)  # fmt: skip
+def test_a_flag_out_of_range(flag, value, refused):
+    refused(f"{flag} cannot be {value}", flag, value, "--run-dir", "run")
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_cuda_without_one(script, tmp_path):
-    result = run_script(script, "--device", "cuda", "--run-dir", "run", cwd=tmp_path)
-    assert_refused(result, "--device cuda", "not available", "--device cpu")
+def test_noise_levels_in_the_wrong_order(refused):
+    refused("--sigma-min 3.0 is not below", "--sigma-min", 3, "--sigma-max", 2)
 
 
-def test_unknown_flag(script, tmp_path):
-    result = run_script(script, "--batchsize", "8", "--run-dir", "run", cwd=tmp_path)
-    assert result.returncode == 2 and "--batchsize" in result.stdout + result.stderr
-    assert "Traceback" not in result.stderr and not list(tmp_path.iterdir())
+@pytest.mark.parametrize("device", ["cuda", "cuda:99", "gpu"])
+def test_no_such_device(device, refused):
+    if device == "cuda" and torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    refused([f"--device {device}", "--device cpu"], "--device", device, "--run-dir", "run")
+
+
+@pytest.mark.parametrize("flags", ["--batchsize 8", "--lr-schedule linear", "--batch-size many"])
+def test_flags_that_do_not_parse(flags, capsys, home):
+    with pytest.raises(SystemExit) as exit_:
+        train(SCRIPT, *flags.split(), "--run-dir", "run")
+    output = capsys.readouterr()
+    assert exit_.value.code == 2 and flags.split()[0] in output.out + output.err
+    assert not list(home.iterdir())
 
 
 # --------------------------------------------------------------------------------------------------- datasets
@@ -124,39 +195,39 @@ def at(shape, row: int, value: float, dtype=np.float32) -> np.ndarray:
 @pytest.mark.parametrize(
     "overrides, words",
     [  # the timeouts of these files, at rows 9, 19, ..., are no transitions: rows are counted in the file
-        ({"timeouts": None}, ["no key 'timeouts'", "remove it"]),
-        ({"observations": at((64, 11), 25, np.nan)}, ["NaN", "observations", "row 25 "]),
-        ({"rewards": at(64, 31, -np.inf)}, ["infinite", "rewards", "row 31 "]),
-        ({"rewards": at(64, 31, 1e300, np.float64)}, ["infinite", "rewards"]),  # it trains in float32
-        ({"actions": at((64, 3), 12, 1.5)}, ["action", "row 12 ", "outside", "bounds", "1.5"]),
-        ({"actions": at((64, 6), 0, 0.5)}, ["[11, 6]", "[11, 3]", "another task"]),
-        ({"observations": at((64, 17), 0, 0.5)}, ["[17, 3]", "[11, 3]", "another task"]),
-        ({"timeouts": np.zeros(60, bool)}, ["shapes [(64, 11), (64, 3), (64,), (64,), (60,)]", "remove it"]),
-        ({"rewards": at((64, 1), 0, 0.5)}, ["(64, 3), (64, 1), (64,), (64,)]", "remove it"]),
+        ({"timeouts": None}, ["not a whole", "timeouts"]),
+        ({"observations": at((64, 11), 25, np.nan)}, ["the observation of row [25]"]),
+        ({"observations": at((64, 11), 29, np.nan)}, ["the next observation of row [28]"]),
+        ({"rewards": at(64, 31, -np.inf)}, ["the reward of row [31]"]),
+        ({"rewards": at(64, 31, 1e300, np.float64)}, ["the reward of row [31]"]),  # it trains in float32
+        ({"terminals": at(64, 3, np.nan)}, ["the terminal of row [3]"]),
+        ({"actions": at((64, 3), 12, 1.5)}, ["the action of row [12]", "out of bounds"]),
+        ({"actions": at((64, 6), 0, 0.5)}, ["(11, 6)"]),
+        ({"observations": at((64, 17), 0, 0.5)}, ["(17, 3)"]),
+        ({"observations": at(64, 0, 0.5)}, ["(64,)"]),
+        ({"timeouts": np.zeros(60, bool)}, ["not a whole"]),
+        ({"rewards": at(60, 0, 0.5)}, ["(60,)"]),
+        ({"actions": at((60, 3), 0, 0.5)}, ["(60, 3)"]),
+        ({"rewards": at((64, 2), 0, 0.5)}, ["(64, 2)"]),
+        ({"timeouts": np.ones(64, bool)}, ["no transitions"]),
     ],
-    ids=["key missing", "nan", "infinity", "too large for float32", "action out of bounds", "action size",
-         "observation size", "lengths differ", "dimensions differ"],
-)  # fmt: skip
-def test_bad_values_in_a_d4rl_file(script, overrides, words, tmp_path):
-    write_d4rl(tmp_path / FILE, **overrides)
-    flags = ("--env-id", NAME, "--run-dir", "run", *fast_flags(script), "--eval-episodes", "1")
-    assert_refused(run_script(script, *flags, cwd=tmp_path), str(tmp_path / FILE), *words)
-    assert not (tmp_path / "run").exists()
+)
+def test_bad_values_in_a_d4rl_file(overrides, words, refused, small, home):
+    write_d4rl(home / FILE, **overrides)
+    refused(
+        [NAME, *words] if words[0][0] == "(" and "1" in words[0][:3] else words, *small, "--eval-episodes", 1
+    )
 
 
 @pytest.mark.parametrize("n", [0, 1])
-def test_dataset_without_a_transition(script, n, tmp_path):
-    write_d4rl(tmp_path / FILE, n=n)
-    flags = ("--env-id", NAME, "--run-dir", "run", *fast_flags(script))
-    result = run_script(script, *flags, cwd=tmp_path)
-    assert_refused(result, str(tmp_path / FILE), "no transitions", "remove it")
-    assert not (tmp_path / "run").exists()
+def test_a_dataset_without_a_transition(n, refused, small, home):
+    write_d4rl(home / FILE, n=n)
+    refused([str(home / FILE), "no transitions"], *small)
 
 
 @pytest.mark.parametrize("kind", ["truncated", "text", "minari", "groups"])
-def test_file_that_is_not_d4rls(script, kind, tmp_path):
-    path = tmp_path / FILE
-    write_d4rl(path)
+def test_a_file_that_is_not_d4rls(kind, refused, small, home):
+    path = home / FILE
     if kind == "truncated":
         os.truncate(path, path.stat().st_size // 2)
     if kind == "text":
@@ -167,15 +238,12 @@ def test_file_that_is_not_d4rls(script, kind, tmp_path):
         with h5py.File(path, "w") as file:
             for key in ("observations", "actions", "rewards", "terminals", "timeouts"):
                 file[f"{key}/left"] = np.zeros(64)
-    result = run_script(script, "--no-compile", "--env-id", NAME, "--run-dir", "run", cwd=tmp_path)
-    words = {"truncated": "truncated", "text": "not HDF5", "minari": "no key 'observations'", "groups": "not"}
-    assert_refused(result, str(path), words[kind], "remove it")
-    assert not (tmp_path / "run").exists()
+    refused(f"{path} is not a whole HDF5 file of {NAME}", *small)
 
 
 @pytest.mark.parametrize("kind", ["truncated", "empty"])
-def test_bad_minari_dataset(script, kind, tmp_path):
-    data = tmp_path / ".minari/datasets/mine/hopper-v0/data"
+def test_a_bad_minari_dataset(kind, refused, home):
+    data = home / ".minari/datasets/mine/hopper-v0/data"
     shutil.copytree(ROOT / "datasets/local/hopper/medium-replay-v0/data", data)
     if kind == "truncated":
         os.truncate(data / "main_data.hdf5", 1_000_000)
@@ -184,82 +252,92 @@ def test_bad_minari_dataset(script, kind, tmp_path):
             file.attrs["total_episodes"] = 0
         metadata = re.sub(r'("total_(episodes|steps)"): \d+', r"\1: 0", (data / "metadata.json").read_text())
         (data / "metadata.json").write_text(metadata)
-    flags = ("--no-compile", "--env-id", "mine/hopper-v0", "--run-dir", "run")
-    result = run_script(script, *flags, cwd=tmp_path)
-    problem = {"truncated": "truncated", "empty": "no transitions"}[kind]
-    assert_refused(result, str(data), problem, "remove it")
-    assert not (tmp_path / "run").exists()
+    words = {"truncated": "truncated", "empty": "no episodes"}[kind]
+    refused(words, "--env-id", "mine/hopper-v0", "--run-dir", "run", "--eval-episodes", 0)
 
 
 # -------------------------------------------------------------------------------------------- run directories
-def test_run_directory_of_another_run(script, finished):
-    before = contents(finished / "run")
-    flags = ("--env-id", NAME, "--run-dir", "run", *fast_flags(script))
-    assert_refused(
-        run_script(script, *flags, cwd=finished), "run already holds a run", "--resume", "--run-dir"
-    )
-    result = run_script(script, *flags, "--resume", "--batch-size", "16", "--tau", "0.01", cwd=finished)
-    assert_refused(result, "batch_size (8, now 16)", "tau (0.005, now 0.01)")
-    assert "learning_rate" not in result.stderr
-    assert contents(finished / "run") == before
+def test_the_directory_of_another_run(finished, small, refused):
+    refused("run holds a run already; --resume run continues it", *small)
+    (finished / "config.json").unlink()
+    refused("run holds a run already", *small)  # a checkpoint is never continued unasked
+    refused("run is not the directory of a run", "--resume", "run")
 
 
-def test_checkpoint_of_another_run_is_never_continued_unasked(script, finished):
-    (finished / "run/config.json").unlink()
-    before = contents(finished / "run")
-    flags = ("--env-id", NAME, "--run-dir", "run", *fast_flags(script))
-    assert_refused(
-        run_script(script, *flags, cwd=finished), "run already holds a run", "--resume", "--run-dir"
-    )
-    assert contents(finished / "run") == before
+@pytest.mark.parametrize(
+    "flags, words",
+    [("--batch-size 16 --tau 0.01", ["batch_size", "tau"]), ("--run-dir other", ["run_dir"]),
+     ("--env-id hopper-expert-v2", ["env_id"]), ("--checkpoint-every 1", ["checkpoint_every"]),
+     ("--eval-only run", ["eval_only"]), ("--train-steps 1", ["has done 4 steps already"])],
+)  # fmt: skip
+def test_resuming_with_other_flags(flags, words, finished):
+    module = load_script(SCRIPT)
+    config = json.loads((finished / "config.json").read_text())
+    with pytest.raises(module.InputError) as error:
+        train(SCRIPT, "--resume", "run", *flags.split())
+    assert all(word in str(error.value) for word in words) and "learning_rate" not in str(error.value)
+    train_steps = {"train_steps": 1} if "--train-steps" in flags else {}
+    assert json.loads((finished / "config.json").read_text()) == config | train_steps
 
 
-def test_resume_without_run_dir(script, tmp_path):
-    assert_refused(run_script(script, "--resume", cwd=tmp_path), "--resume needs --run-dir")
+def test_resuming_what_is_no_run(refused, finished, home):
+    (home / "empty").mkdir()
+    shutil.copytree(finished, home / "old")
+    config = json.loads((finished / "config.json").read_text())
+    (home / "old/config.json").write_text(json.dumps({k: v for k, v in config.items() if k != "compile"}))
+    (home / "cut").mkdir()
+    (home / "cut/config.json").write_text("{")
+    for name in ("missing", "empty", "old", "cut"):
+        refused(f"{name} is not the directory of a run", "--resume", name)
+        refused(f"{name} is not the directory of a run", "--eval-only", name)
+    refused(f"run is a run of {SCRIPT}", "--resume", "run", script="srpo.py")
 
 
-def test_run_directory_below_a_file(script, tmp_path):
-    write_d4rl(tmp_path / FILE)
-    (tmp_path / "file").write_text("mine")
-    flags = ("--env-id", NAME, "--run-dir", "file/run", *fast_flags(script))
-    assert_refused(run_script(script, *flags, cwd=tmp_path), "file/run", "choose another --run-dir")
-    assert (tmp_path / "file").read_text() == "mine"
+def test_resuming_on_another_dataset(refused, finished, home):
+    write_d4rl(home / FILE, seed=1)
+    refused("run was begun with another dataset", "--resume", "run")
+
+
+@pytest.mark.parametrize("kind", ["cut", "another network", "another device"])
+def test_a_checkpoint_that_does_not_fit(kind, refused, finished):
+    path = finished / "checkpoint.pt"
+    saved = torch.load(path, weights_only=True)
+    if kind == "another network":
+        saved["agent"].popitem()
+    if kind == "another device":
+        saved["rng"] = torch.zeros(16, dtype=torch.uint8)  # as CUDA's
+    torch.save(saved, path)
+    if kind == "cut":
+        os.truncate(path, path.stat().st_size // 2)
+    before = path.read_bytes()
+    with pytest.raises(load_script(SCRIPT).InputError, match="cannot load run/checkpoint.pt"):
+        train(SCRIPT, "--resume", "run")
+    assert path.read_bytes() == before
+
+
+def test_a_run_directory_below_a_file(refused, small, home):
+    (home / "file").write_text("mine")
+    refused("file/run", *small[:2], "--run-dir", "file/run", *small[4:])
 
 
 # -------------------------------------------------------------------------------------------------- disk full
-def run_on_full_disk(script, *flags, cwd, limit: int):
-    """No file may grow beyond limit bytes; the system reports it much like a full disk."""
-    flags = ("--env-id", NAME, "--run-dir", "run", *fast_flags(script), *flags)
-    env = {"PYTHONDONTWRITEBYTECODE": "1"}  # or Python would leave cut .pyc files
-    limits = (resource.RLIMIT_FSIZE, (limit, limit))
-    return run_script(script, *flags, cwd=cwd, env=env, preexec_fn=lambda: resource.setrlimit(*limits))
-
-
-def test_disk_full_at_a_checkpoint_keeps_the_one_before(script, finished):
-    path = finished / "run/checkpoint.pt"
-    saved = torch.load(path, weights_only=True)
-    end = saved["state"]["step"]
-    saved["state"].update(step=end - 1, logged=end - 2)  # as if the run had been cut one step before its end
-    torch.save(saved, path)
-    for name in ("model.pt", "result.json"):
-        (finished / "run" / name).unlink()
-    before = path.read_bytes()
-    result = run_on_full_disk(script, "--resume", cwd=finished, limit=len(before) // 2)
-    assert_refused(result, "cannot write run/checkpoint.pt", "make room", "--resume")
-    assert f"at step {end - 1}" in result.stdout
+def test_disk_full_at_a_checkpoint_keeps_the_one_before(finished):
+    path = finished / "checkpoint.pt"
+    before, limit = path.read_bytes(), path.stat().st_size // 2
+    home, flags = finished.parent, ("--resume", "run", "--train-steps", "5")
+    result = fork_script(SCRIPT, *flags, cwd=home, limit=limit)
+    assert_refused(result, "cannot write run/checkpoint.pt; the one before is kept", "make room", "--resume")
     assert path.read_bytes() == before
-    loaded = load_script(script).load_model(path, torch.device("cpu"))
-    assert loaded["state"]["step"] == end - 1
-    assert sorted(contents(finished / "run")) == ["checkpoint.pt", "config.json", "metrics.jsonl"]
+    assert fork_script(SCRIPT, "--resume", "run", cwd=home).returncode == 0
+    assert torch.load(path, weights_only=True)["state"]["step"] == 7
 
 
-def test_disk_full_from_the_start_or_at_the_metrics(script, tmp_path):
-    write_d4rl(tmp_path / FILE)
-    assert_refused(run_on_full_disk(script, cwd=tmp_path, limit=100), "run/config.json", "make room")
-    assert not list((tmp_path / "run").iterdir())
-    result = run_on_full_disk(script, "--num-seeds", "10", cwd=tmp_path, limit=2500)
-    assert_refused(result, "run/metrics.jsonl", "make room", "--resume")
-    assert sorted(contents(tmp_path / "run")) == ["config.json", "metrics.jsonl"]
+def test_disk_full_from_the_start_or_at_the_metrics(small, home):
+    result = fork_script(SCRIPT, *small, cwd=home, limit=600)  # more than it prints
+    assert_refused(result, "run/config.json", "make room")
+    flags = *small, "--num-seeds", "10"
+    assert_refused(fork_script(SCRIPT, *flags, cwd=home, limit=2200), "too large")
+    assert not (home / "run/checkpoint.pt").exists()
 
 
 # ----------------------------------------------------------------------------------------------- saved models
@@ -271,67 +349,64 @@ class TouchesAFile:
         return Path.touch, (self.path,)
 
 
-@pytest.mark.parametrize(
-    "kind", ["missing", "truncated", "text", "another script's", "torch code", "pickle code"]
-)
-def test_model_that_cannot_be_loaded(script, kind, finished):
-    path, touched = finished / "run/model.pt", finished / "touched"
+@pytest.mark.parametrize("kind", ["missing", "truncated", "text", "another's", "torch code", "pickle code"])
+def test_a_model_that_cannot_be_loaded(kind, finished, refused):
+    path, touched = finished / "model.pt", finished / "touched"
     if kind == "missing":
         path.unlink()
     if kind == "truncated":
         os.truncate(path, path.stat().st_size // 2)
     if kind == "text":
         path.write_text("weights")
-    if kind == "another script's":
-        torch.save({"agent": {}, "config": {"script": "another.py"}, "max_action": [1.0]}, path)
+    if kind == "another's":
+        torch.save({"agent": {}}, path)
     if kind == "torch code":
         torch.save(torch.load(path, weights_only=True) | {"more": TouchesAFile(touched)}, path)
     if kind == "pickle code":
         path.write_bytes(pickle.dumps(TouchesAFile(touched)))
-    result = run_script(script, "--eval-only", "run/model.pt", "--eval-episodes", "1", cwd=finished)
+    refused("cannot load the model of run", "--eval-only", "run", "--eval-episodes", 1)
     assert not touched.exists()
-    assert_refused(result, "cannot load run/model.pt", "give a checkpoint.pt or model.pt")
     if kind == "torch code":  # it was a live one
         torch.load(path, weights_only=False)
         assert touched.exists()
 
 
-@pytest.mark.parametrize("flags", ["--eval-candidates 0 --eval-episodes 1", "--eval-episodes -1", ""])
-def test_eval_only_on_no_candidates_or_no_episodes(script, flags, finished):
-    """The last: the model was trained with --eval-episodes 0, so how many to evaluate is not known."""
-    result = run_script(script, "--eval-only", "run/model.pt", *flags.split(), cwd=finished)
-    assert_refused(result, flags.split()[0] if flags else "--eval-episodes")
+@pytest.mark.parametrize(
+    "flags, words",
+    [("", "--eval-episodes"), ("--eval-episodes -1", "--eval-episodes"), ("--tau 0.1", "tau"),
+     ("--seed 7 --num-seeds 3", "num_seeds"), ("--track", "track"), ("--capture-video", "capture_video"),
+     ("--train-steps 9", "train_steps")],
+)  # fmt: skip
+def test_evaluating_only_with_flags_that_it_would_not_heed(flags, words, finished, refused):
+    """The first: the model was trained with --eval-episodes 0, so how many to evaluate is not known."""
+    refused(words, "--eval-only", "run", *flags.split())
 
 
 # --------------------------------------------------------------------------------------------- training fails
-def test_loss_that_becomes_infinite(script, tmp_path, monkeypatch):
-    """Seed 2 alone draws an observation of 1e30 first, at step 25: its V's square is beyond float32."""
-    module = load_script(script)
-    arrays = write_d4rl(tmp_path / FILE, n=2000)
-    monkeypatch.setenv("D4RL_DATASET_DIR", str((tmp_path / FILE).parent))
-    dataset = module.load_dataset(NAME)
-    generators = [torch.Generator().manual_seed(module.derive_seed(seed, 1)) for seed in (1, 2)]
-    drawn = []  # [step][seed]: of the observations drawn, the first number
-    phase, args = list(module.PHASES.values())[0], module.Args(batch_size=8)
-    for _ in range(40):
-        batch, *_ = module.draw(torch.tensor(dataset.transitions), dataset.dims, generators, args, phase)
-        # a transition's next observation is another's observation
-        drawn.append(
-            [{*obs[:, 0].tolist(), *next_obs[:, 0].tolist()} for obs, next_obs in zip(batch[0], batch[3])]
-        )
-    earlier = set().union(*(seen for step in drawn[:24] for seen in step))
-    beside = set().union(*(step[0] for step in drawn[24:]))
-    value = min(drawn[24][1] - earlier - beside)
-    changed = arrays["observations"].copy()
-    changed[changed == np.float32(value)] = 1e30
-    assert (changed == np.float32(1e30)).sum() == 1
-    write_d4rl(tmp_path / FILE, n=2000, observations=changed)
-    flags = ["--env-id", NAME, "--run-dir", "run", *fast_flags(script), "--device", "cpu", "--num-seeds", "2"]
-    flags += [f"--{list(module.PHASES)[0]}-steps", "2000", "--checkpoint-every", "10"]
-    result = run_script(script, *flags, cwd=tmp_path)
-    assert_refused(result, "seed 2 ", "not finite", "--learning-rate", code=3)
-    assert 25 <= int(re.search(r"at step (\d+)", result.stderr)[1]) < 25 + module.LOG_EVERY
-    saved = module.load_model(tmp_path / "run/checkpoint.pt", torch.device("cpu"))
-    assert saved["state"]["step"] == 20
-    assert all(torch.isfinite(value).all() for value in saved["agent"].values())
-    assert not (tmp_path / "run/model.pt").exists() and not (tmp_path / "run/result.json").exists()
+@all_scripts
+def test_a_loss_that_is_not_finite(script, tmp_path):
+    """Observations of 1e30: V's square is beyond float32, at the first step."""
+    write_d4rl(tmp_path / FILE, observations=at((64, 11), slice(40, 64), 1e30))
+    flags = ["--env-id", NAME, "--run-dir", "run", *fast_flags(script), "--num-seeds", "2"]
+    result = fork_script(script, *flags, "--checkpoint-every", "1", cwd=tmp_path)
+    assert_refused(result, "not finite at step 1", "loss", code=3)
+    assert not any(
+        (tmp_path / "run" / name).exists() for name in ("checkpoint.pt", "model.pt", "result.json")
+    )
+
+
+def test_a_checkpoint_from_before_a_loss_that_is_not_finite_stays(finished, monkeypatch):
+    module, update = load_script(SCRIPT), load_script(SCRIPT).PHASES["train"]
+    losses = iter([1.0, float("nan")])
+    patched = lambda *args: update(*args) | {"policy_q": torch.tensor([next(losses)])}
+    monkeypatch.setitem(module.PHASES, "train", patched)
+    before = (finished / "checkpoint.pt").read_bytes()
+    with pytest.raises(FloatingPointError, match="at step 6.*policy_q"):
+        train(SCRIPT, "--resume", "run", "--train-steps", 4)
+    assert (finished / "checkpoint.pt").read_bytes() == before
+    monkeypatch.undo()
+
+
+def test_ctrl_c_before_training_is_one_line(tmp_path):
+    at = "load_dataset", 1, signal.SIGINT
+    assert_refused(fork_script(SCRIPT, *fast_flags(SCRIPT), cwd=tmp_path, at=at), code=130)

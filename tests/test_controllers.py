@@ -1,4 +1,4 @@
-"""benchmark/controllers.py, and the datasets that benchmark/collect.py makes with it."""
+"""benchmark/data/controllers.py, and the datasets that benchmark/data/collect.py makes with it."""
 
 import sys
 
@@ -9,7 +9,8 @@ from helpers import ROOT, SCRIPTS, load_script
 from scipy.sparse import csgraph
 
 sys.path.insert(0, str(ROOT))
-from benchmark import collect, controllers, d4rl_envs  # noqa: E402
+from benchmark import d4rl_envs
+from benchmark.data import collect, controllers
 
 script = load_script(SCRIPTS[0])
 NAMES = ["antmaze-umaze-v2", "pen-human-v1", "kitchen-mixed-v0"]
@@ -78,7 +79,7 @@ def test_the_ant_walks_a_shortest_path_from_cell_to_cell(monkeypatch):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_controller_scores_above_0(name):
     rewards, _ = play(name)
-    assert script.load_task(name).score(rewards.sum()) > 0
+    assert rewards.sum() > script.load_task(name).low
 
 
 @pytest.mark.parametrize("act, solved", [(None, True), (lambda obs: np.zeros(8), False)])
@@ -111,21 +112,27 @@ def test_a_script_loads_what_is_collected(name, tmp_path, monkeypatch, capsys):
     dataset_id = f"mine/{name}/controller-v0"
     (episode,) = minari.MinariDataset(tmp_path / dataset_id / "data").iterate_episodes()
 
-    dataset, task = script.load_dataset(dataset_id), script.load_task(dataset_id)
-    assert f"{len(dataset.transitions)} transitions, 1 episodes" in capsys.readouterr().out
+    (data, _), task, d4rl = (
+        script.load_dataset(dataset_id),
+        script.load_task(dataset_id),
+        script.load_task(name),
+    )
+    assert f"{len(data[0])} transitions, 1 episodes" in capsys.readouterr().out
+    assert (task.sizes, task.low, task.high) == (d4rl.sizes, d4rl.low, d4rl.high)
+    assert task.metric == "Minari score"
     env = task.make_env()
-    assert (env.spec.id, task.reference) == (name, script.load_task(name).reference)
-    script.check_task(task, dataset)
 
     # Its actions, in the environment that the script evaluates in, give the transitions that it trains on.
     rows = []
     obs, _ = env.reset(seed=10_000)
     for action in episode.actions:
         next_obs, reward, terminated, truncated, _ = env.step(action)
-        rows.append([*obs, *action, script.adjust_reward(dataset_id, reward, None), *next_obs, terminated])
+        reward = script.adjust_reward(dataset_id, reward, None)
+        rows.append([*obs, *action, reward, *next_obs, terminated])
         obs = next_obs
     assert terminated or truncated
-    np.testing.assert_allclose(dataset.transitions, np.array(rows), rtol=1e-5, atol=1e-5)
+    loaded = np.column_stack([x.numpy() for x in data])
+    np.testing.assert_allclose(loaded, np.array(rows), rtol=1e-5, atol=1e-5)
 
 
 def test_only_three_families_have_a_controller():

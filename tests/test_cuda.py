@@ -56,7 +56,7 @@ compilers = pytest.mark.parametrize("compiler", ["none", "inductor"])
 
 
 def test_losses_are_those_of_the_cpu(script, monkeypatch):
-    """From the CPU's random numbers; weights together, for Adam magnifies rounding where a gradient is nearly 0."""
+    """From the CPU's random numbers; weights as a whole, since Adam magnifies rounding of tiny gradients."""
     assert torch.get_float32_matmul_precision() == "highest"  # no TF32
     args, data = args_of(script), make_data()
     cpu, gpu = make_agent(script, args), make_agent(script, args, DEVICE)

@@ -4,18 +4,23 @@ import contextlib
 import csv
 import dataclasses
 import hashlib
+import itertools
 import json
 import re
 import threading
 import warnings
 from collections import OrderedDict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import gymnasium as gym
+import h5py
 import minari
+import mujoco
 import numpy as np
 import pytest
-from helpers import CLOSED_PORT, ROOT, SCRIPTS, load_script, write_d4rl
+import torch
+from helpers import CLOSED_PORT, ROOT, SCRIPTS, fast_flags, fork_script, load_script, train, write_d4rl
 from minari.data_collector import EpisodeBuffer
 
 TABLE_4 = list(csv.DictReader((ROOT / "benchmark/paper/table4_hyperparameters.csv").read_text().splitlines()))
@@ -30,14 +35,16 @@ def script(request):
 
 
 @pytest.fixture(autouse=True)
-def d4rl_dir(tmp_path, monkeypatch):
+def d4rl_dir(home):
     """An empty place for D4RL files; no Minari datasets but the embedded ones; no network."""
-    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("D4RL_DATASET_DIR", str(tmp_path / "d4rl"))
-    monkeypatch.setenv("D4RL_MIRRORS", CLOSED_PORT)
-    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
-    return tmp_path / "d4rl"
+    return home / ".d4rl/datasets"
+
+
+def load(script, name: str) -> tuple[np.ndarray, dict]:
+    """The transitions, a row each of obs, action, reward, next_obs, terminal; and where they are from."""
+    columns, source = script.load_dataset(name)
+    assert [x.ndim for x in columns] == [2, 2, 1, 2, 1] and {x.dtype for x in columns} == {torch.float32}
+    return np.concatenate([x.numpy().reshape(len(x), -1) for x in columns], axis=1), source
 
 
 # ------------------------------------------------------------------------------------- the rule of D4RL files
@@ -117,14 +124,49 @@ def test_transitions_are_exactly_those_of_d4rls_qlearning_dataset(script, name, 
     assert ("timeouts" in arrays) == (not name.startswith("kitchen"))
     arrays = rewarded(script, name, arrays)
     kept, expected = qlearning_dataset(arrays, max_episode_steps=280)
-    dataset = script.load_dataset(name)
-    obs_dim, action_dim = SIZES[name.partition("-")[0]]
-    assert dataset.dims == [obs_dim, action_dim, 1, obs_dim, 1]
-    assert dataset.transitions.dtype == np.float32 and len(dataset.transitions) == len(kept)
-    np.testing.assert_allclose(dataset.transitions, expected, rtol=3e-7, atol=0)
-    assert dataset.max_action == [1.0] * action_dim
-    assert dataset.source == str(path)
-    assert dataset.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    transitions, source = load(script, name)
+    action_dim = SIZES[name.partition("-")[0]][1]
+    assert len(transitions) == len(kept)
+    np.testing.assert_allclose(transitions, expected, rtol=3e-7, atol=0)
+    assert source == {
+        "dataset": str(path), "dataset_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "action_low": [-1.0] * action_dim, "action_high": [1.0] * action_dim,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["hopper-medium-v2", "antmaze-umaze-v0", "kitchen-mixed-v0"])
+@pytest.mark.parametrize("kind", ["columns", "bytes", "negative", "doubles"])
+def test_other_types_and_shapes_of_the_same_numbers(script, name, kind, d4rl_dir):
+    path = d4rl_dir / script.D4RL_FILES[name].split("/")[-1]
+    arrays = d4rl_file(name, path)
+    expected, _ = load(script, name)
+    flags = [key for key in ("terminals", "timeouts") if key in arrays]
+    change = {
+        "columns": lambda key: arrays[key].reshape(-1, 1),
+        "bytes": lambda key: arrays[key].astype(np.uint8) * (255 if key in flags else 1),
+        "negative": lambda key: -arrays[key].astype(np.int64),
+        "doubles": lambda key: arrays[key].astype(np.float64),
+    }[kind]
+    keys = {"columns": [*flags, "rewards"], "doubles": [*flags, "rewards", "observations", "actions"]}
+    d4rl_file(name, path, **{key: change(key) for key in keys.get(kind, flags)})
+    np.testing.assert_array_equal(load(script, name)[0], expected)
+
+
+def test_a_file_that_is_not_the_published_one_is_told_in_a_line(d4rl_dir, home, monkeypatch, capsys):
+    """benchmark/paper/d4rl_sha256.csv has a line for each published file."""
+    script = load_script(SCRIPTS[0])
+    monkeypatch.setattr(script, "ROOT", home)
+    name, path = "hopper-medium-v2", d4rl_dir / FILE
+    d4rl_file(name, path)
+    digest, table = hashlib.sha256(path.read_bytes()).hexdigest(), home / "benchmark/paper/d4rl_sha256.csv"
+    table.parent.mkdir(parents=True)
+    for listed, differs in ((digest, 0), ("0" * 64, 1)):
+        lines = ["path,bytes,sha256", f"{script.D4RL_FILES['hopper-expert-v2']},9,{'1' * 64}",
+                 f"{script.D4RL_FILES[name]},{path.stat().st_size},{listed}"]  # fmt: skip
+        table.write_text("\n".join(lines))
+        script.load_dataset(name)
+        output = capsys.readouterr().out
+        assert f"sha256 {digest}{', another file than D4RL published' * differs}\n" in output
 
 
 @pytest.mark.parametrize(
@@ -156,16 +198,16 @@ def test_kitchen_drops_the_row_where_d4rls_counter_reaches_279(script, n, termin
     arrays = d4rl_file(name, d4rl_dir / script.D4RL_FILES[name].split("/")[-1], **content)
     kept, expected = qlearning_dataset(arrays, max_episode_steps=280)
     assert sorted({*range(n - 1)} - {*kept}) == dropped
-    np.testing.assert_array_equal(script.load_dataset(name).transitions, expected)
+    np.testing.assert_array_equal(load(script, name)[0], expected)
 
 
 # ---------------------------------------------------------------------------- settings and facts of the paper
 @pytest.mark.parametrize("name", SCRIPTS[:3])
 def test_task_settings_are_table_4(name):
     script = load_script(name)
-    assert list(script.TASKS) == D4RL_NAMES and len(D4RL_NAMES) == 26
+    assert set(script.TASKS) == set(D4RL_NAMES) and len(D4RL_NAMES) == 26
     columns = {"alpha": "alpha", "expectile": "expectile", "entropy_coef": "entropy_coef",
-               "learning_rate": "learning_rate", "lr_decay": "lr_decay", "batch_size": "batch_size",
+               "learning_rate": "learning_rate", "lr_decay": "lr_schedule", "batch_size": "batch_size",
                "pretrain_epochs": "pretrain_steps", "train_epochs": "train_steps",
                "eval_episodes": "eval_episodes"}  # fmt: skip
     assert {*columns, "task"} == set(TABLE_4[0])
@@ -175,9 +217,11 @@ def test_task_settings_are_table_4(name):
         for column, field in columns.items():
             if field not in settings:
                 continue
-            steps_per_unit = 1000 if column.endswith("epochs") else 1
-            assert settings[field] == float(row[column]) * steps_per_unit, (row["task"], field)
-        assert isinstance(settings["lr_decay"], bool) and settings["eval_every"] == 50_000
+            expected = float(row[column]) * (1000 if column.endswith("epochs") else 1)
+            if field == "lr_schedule":
+                expected = "cosine" if expected else "constant"
+            assert settings[field] == expected, (row["task"], field)
+        assert settings["eval_every"] == 50_000
 
 
 def test_srpos_task_settings_are_its_papers():
@@ -188,9 +232,9 @@ def test_srpos_task_settings_are_its_papers():
         maze = name.startswith("antmaze")
         assert script.settings_of(name) == {
             "beta": beta, "expectile": 0.9 if maze else 0.7, "policy_layers": 4 if maze else 2,
-            "normalize_q_gradient": maze, "batch_size": 256, "behavior_batch_size": 2048,
+            "q_gradient": "normalized" if maze else "raw", "batch_size": 256, "behavior_batch_size": 2048,
             "critic_steps": 1_500_000, "behavior_steps": 2_000_000, "policy_steps": 1_000_000,
-            "eval_every": 50_000, "eval_episodes": 20, "eval_candidates": 1,
+            "eval_every": 50_000, "eval_episodes": 20,
         }  # fmt: skip
     assert script.settings_of("antmaze-large-play-v0") == script.settings_of("antmaze-large-play-v2")
 
@@ -204,7 +248,7 @@ def test_srpos_reward_scale_is_of_whole_episodes(name, scale, d4rl_dir):
     write_d4rl(path, n, *sizes, rewards=reward, terminals=rows(n, 2), timeouts=rows(n, 3, 7))
     column = sum(sizes)
     expected = scale * reward[[0, 1, 2, 4, 5, 6, 8, 9, 10]]
-    np.testing.assert_allclose(script.load_dataset(name).transitions[:, column], expected, rtol=1e-6)
+    np.testing.assert_allclose(load(script, name)[0][:, column], expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
@@ -213,18 +257,15 @@ def test_defaults_that_no_task_changes(name):
     defaults = {field.name: field.default for field in dataclasses.fields(script.Args)}
     shared = {
         "env_id": "local/hopper/medium-v0", "seed": 1, "num_seeds": 1, "device": "auto", "discount": 0.99,
-        "tau": 0.005, "sigma_data": 0.5, "sigma_min": 0.002, "sigma_max": 80, "resume": False, "track": False,
-        "tf32": False,
+        "tau": 0.005, "sigma_data": 0.5, "sigma_min": 0.002, "sigma_max": 80, "track": False,
+        "tf32": False, "compile": False,
     }  # fmt: skip
-    srpo = {"learning_rate": 3e-4, "lr_decay": True, "omega": "sigma_squared", "baseline": True}
-    own = {"dtql_gaussian.py": {}, "srpo.py": srpo}.get(name, {"sigma_gen": 2.5, "precondition": False})
+    srpo = {"learning_rate": 3e-4, "omega": "sigma_squared", "baseline": True}
+    own = {"srpo.py": srpo, "dtql_gaussian.py": {}}.get(name, {"sigma_gen": 2.5, "precondition": False})
+    own |= {} if name == "srpo.py" else {"eval_candidates": 1024}
     assert {key: defaults[key] for key in shared | own} == shared | own
     unset = {key for key, default in defaults.items() if default is None}
-    free = {"compile", "run_dir", "checkpoint_every", "eval_only", "eval_workers", "wandb_entity"}
-    assert unset - free == script.settings_of("hopper-medium-v2").keys()
-    for env_id in ("hopper-medium-v2", "antmaze-umaze-v2", "local/hopper/medium-v0"):
-        assert script.settings_of(env_id)["eval_candidates"] == (1 if name == "srpo.py" else 1024)
-    assert script.CRITIC_LEARNING_RATE == 3e-4
+    assert unset - {"run_dir", "resume", "eval_only"} == script.settings_of("hopper-medium-v2").keys()
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
@@ -258,13 +299,24 @@ def test_d4rl_names_have_d4rls_files_and_reference_scores(script):
     assert {name: script.D4RL_FILES[name] for name in files} == files
     assert set(D4RL_NAMES) <= set(script.D4RL_FILES)
     assert len(set(script.D4RL_FILES.values())) == len(script.D4RL_FILES)
-    assert {family: scores for family, (_, *scores) in script.D4RL_TASKS.items()} == {
-        "halfcheetah": [-280.178953, 12135.0], "hopper": [-20.272305, 3234.3], "walker2d": [1.629008, 4592.3],
-        "antmaze": [0, 1], "kitchen": [0, 4], "pen": [96.262799, 3076.8331017826877],
+    assert script.D4RL_RETURNS == {
+        "halfcheetah": (-280.178953, 12135.0), "hopper": (-20.272305, 3234.3), "walker2d": (1.629008, 4592.3),
+        "antmaze": (0, 1), "kitchen": (0, 4), "pen": (96.262799, 3076.8331017826877),
+        "hammer": (-274.856578, 12794.134825156867), "door": (-56.512833, 2880.5693087298737),
+        "relocate": (-6.425911, 4233.877797728884),
     }  # fmt: skip
     task = script.load_task("walker2d-medium-expert-v2")
     assert task.make_env().spec.id == "Walker2d-v4"  # not -v5
-    np.testing.assert_allclose(task.score(np.array([1.629008, 4592.3, 2296.9645])), [0, 100, 50])
+    assert (task.low, task.high, task.metric, task.sizes) == (1.629008, 4592.3, "score", (17, 6))
+
+
+def test_d4rl_names_are_evaluated_with_d4rls_masses(script):
+    masses = {}
+    for env_id in ("hopper-medium-v2", "local/hopper/medium-v0"):
+        task = script.load_task(env_id)
+        masses[task.physics] = task.make_env().unwrapped.model.body_mass.sum()
+    expected = {"D4RL's, of MuJoCo 2.1.0": 15.265, f"MuJoCo {mujoco.__version__}": 15.820}
+    assert masses == pytest.approx(expected, abs=5e-4)
 
 
 # ------------------------------------------------------------------------------------------------ downloading
@@ -325,7 +377,6 @@ def served(tmp_path) -> bytes:
 def bad_answer(kind: str, served: bytes):
     return {
         "cut": send(served[:-100], length=len(served)),
-        "cut at the end": send(served, length=len(served) + 100),
         "cut between chunks": send(served[:-100], chunked=True),
         "html page": send(b"<html>Down for maintenance</html>"),
         "not found": send(b"no such file", status=404),
@@ -335,49 +386,85 @@ def bad_answer(kind: str, served: bytes):
 
 
 BAD_URLS = {"closed port": CLOSED_PORT, "no scheme": "127.0.0.1/d4rl"}
-BAD_MIRRORS = [*BAD_URLS, "cut", "cut at the end", "cut between chunks", "html page", "not found",
+BAD_MIRRORS = [*BAD_URLS, "cut", "cut between chunks", "html page", "not found",
                "server error", "not http"]  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", BAD_MIRRORS)
-def test_a_bad_mirror_is_passed_over_and_the_file_kept(script, kind, mirror, served, d4rl_dir, monkeypatch):
-    path = f"/gym_mujoco_v2/{FILE}"
+def test_a_bad_mirror_is_passed_over_and_the_file_kept(kind, mirror, served, d4rl_dir, monkeypatch):
+    script, path = load_script(SCRIPTS[0]), f"/gym_mujoco_v2/{FILE}"
     bad, asked_bad = BAD_URLS.get(kind), [path]
     if kind not in BAD_URLS:
         bad, asked_bad = mirror(dict.fromkeys((path, f"/{FILE}"), bad_answer(kind, served)))
     good, asked = mirror({path: send(served)})
     monkeypatch.setenv("D4RL_MIRRORS", f"{bad} {good}")
-    dataset = script.load_dataset("hopper-medium-v2")
+    transitions, source = load(script, "hopper-medium-v2")
     assert path in asked_bad and asked == [path]
     assert [file.name for file in d4rl_dir.iterdir()] == [FILE]
     assert (d4rl_dir / FILE).read_bytes() == served
-    assert dataset.sha256 == hashlib.sha256(served).hexdigest()
-    again = script.load_dataset("hopper-medium-v2")  # from the disk
+    assert source["dataset_sha256"] == hashlib.sha256(served).hexdigest()
+    again, _ = load(script, "hopper-medium-v2")  # from the disk
     assert asked == [path]
-    np.testing.assert_array_equal(again.transitions, dataset.transitions)
+    np.testing.assert_array_equal(again, transitions)
 
 
 @pytest.mark.parametrize("kind", BAD_MIRRORS)
-def test_without_a_good_mirror_nothing_is_left(script, kind, mirror, served, d4rl_dir, monkeypatch, capsys):
-    path = f"/gym_mujoco_v2/{FILE}"
+def test_without_a_good_mirror_nothing_is_left(kind, mirror, served, d4rl_dir, monkeypatch, capsys):
+    script, path = load_script(SCRIPTS[0]), f"/gym_mujoco_v2/{FILE}"
     url = BAD_URLS.get(kind)
     if kind not in BAD_URLS:
         url, _ = mirror(dict.fromkeys((path, f"/{FILE}"), bad_answer(kind, served)))
     monkeypatch.setenv("D4RL_MIRRORS", url)
-    with pytest.raises(SystemExit) as exit_info:
+    with pytest.raises(script.InputError) as error:
         script.load_dataset("hopper-medium-v2")
-    assert exit_info.value.code == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1 and error.endswith("\n")
-    for word in (f"{url}{path}", str(d4rl_dir / FILE), "--env-id local/hopper/medium-v0"):
-        assert word in error
+    assert f"no {d4rl_dir / FILE}, and no mirror has it; put it there" in str(error.value)
+    assert "--env-id local/hopper/medium-v0" in str(error.value)
+    assert f"{url}{path}: " in (output := capsys.readouterr().out) and f"{url}/{FILE}: " in output  # and why
     assert not d4rl_dir.exists() or not list(d4rl_dir.iterdir())
 
 
-def test_a_mirror_may_hold_the_file_without_its_folder(script, mirror, served, d4rl_dir, monkeypatch):
+def test_two_that_download_at_once_both_get_the_whole_file(mirror, served, d4rl_dir, monkeypatch):
+    """The first has read a part when the second begins, and ends before the second does."""
+    begun, ended, calls = threading.Event(), threading.Event(), itertools.count()
+
+    def answer(handler) -> None:
+        first = next(calls) == 0
+        handler.send_response(200)
+        handler.send_header("Content-Length", str(len(served)))
+        handler.end_headers()
+        handler.wfile.write(served[: len(served) // 2])
+        handler.wfile.flush()
+        begun.set()
+        second_begun.wait(60) if first else (second_begun.set(), ended.wait(60))
+        handler.wfile.write(served[len(served) // 2 :])
+
+    second_begun, script = threading.Event(), load_script(SCRIPTS[0])
+    url, asked = mirror({f"/gym_mujoco_v2/{FILE}": answer})
+    monkeypatch.setenv("D4RL_MIRRORS", url)
+    digests = []
+    download = lambda: digests.append(script.load_dataset("hopper-medium-v2")[1]["dataset_sha256"])
+    threads = [threading.Thread(target=download) for _ in range(2)]
+    threads[0].start()
+    assert begun.wait(60)
+    threads[1].start()
+    threads[0].join()
+    ended.set()
+    threads[1].join()
+    assert len(asked) == 2 and digests == [hashlib.sha256(served).hexdigest()] * 2
+    assert [path.name for path in d4rl_dir.iterdir()] == [FILE]
+
+
+def test_a_file_that_is_open_elsewhere_for_writing_is_read(d4rl_dir, home):
+    write_d4rl(d4rl_dir / FILE)
+    with h5py.File(d4rl_dir / FILE, "r+"):  # holds a lock
+        done = fork_script(SCRIPTS[0], "--env-id", "hopper-medium-v2", *fast_flags(SCRIPTS[0]), cwd=home)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_mirror_may_hold_the_file_without_its_folder(mirror, served, d4rl_dir, monkeypatch):
     url, asked = mirror({f"/some/{FILE}": send(served)})
     monkeypatch.setenv("D4RL_MIRRORS", f"{url}/some")
-    script.load_dataset("hopper-medium-v2")
+    load_script(SCRIPTS[0]).load_dataset("hopper-medium-v2")
     assert asked == [f"/some/gym_mujoco_v2/{FILE}", f"/some/{FILE}"]
     assert (d4rl_dir / FILE).read_bytes() == served
 
@@ -386,18 +473,19 @@ def test_a_mirror_may_hold_the_file_without_its_folder(script, mirror, served, d
 class GoalEnv(gym.Env):
     """Two parts, each a counter of its own, in a Dict observation whose keys may stand in any order."""
 
-    def __init__(self, sort_keys: bool, render_mode=None):
+    def __init__(self, sort_keys: bool, low: float, high: float, reward: float, render_mode=None):
         part = {"state": gym.spaces.Box(-1e4, 1e4, (2,), np.float64),
                 "goal": gym.spaces.Box(-1e4, 1e4, (1,), np.float64)}  # fmt: skip
         self.observation_space = gym.spaces.Dict(part if sort_keys else OrderedDict(part))
-        self.action_space = gym.spaces.Box(-2, 2, (1,), np.float32)
+        self.action_space, self.reward = gym.spaces.Box(low, high, (1,), np.float32), reward
 
     def reset(self, seed=None, options=None):
         super().reset(seed=seed)
         return goal_env_obs(0, 0), {}
 
     def step(self, action):
-        return goal_env_obs(0, 1), 0.0, False, False, {}
+        self.action = action
+        return goal_env_obs(0, 1), self.reward, False, False, {}
 
 
 def goal_env_obs(episode: int, t: int) -> dict:
@@ -405,25 +493,49 @@ def goal_env_obs(episode: int, t: int) -> dict:
 
 
 @pytest.fixture
-def make_minari():
+def make_minari(home):
     """make_minari(id, lengths) writes a dataset; its episode 1 is truncated, the others are terminated."""
     registered = []
 
-    def make(dataset_id: str, lengths: list[int], sort_keys=True, **scores) -> None:
+    def make(
+        dataset_id: str,
+        lengths: list[int],
+        sort_keys=True,
+        low=-1.0,
+        high=3.0,
+        env_reward=0.0,
+        actions=None,
+        rewards=None,
+        text=False,
+        missing=None,
+        max_episode_steps=5,
+        minari_version=None,
+        **scores,
+    ) -> None:
         env_id = f"GoalEnv{len(registered)}-v0"
-        gym.register(env_id, entry_point=f"{__name__}:GoalEnv", kwargs={"sort_keys": sort_keys})
+        kwargs = {"sort_keys": sort_keys, "low": low, "high": high, "reward": env_reward}
+        entry = f"{__name__}:GoalEnv"
+        gym.register(env_id, entry_point=entry, kwargs=kwargs, max_episode_steps=max_episode_steps)
         registered.append(env_id)
-        buffers = []
+        buffers, spaces = [], {"env": env_id, "eval_env": env_id}
+        if text:
+            space = gym.spaces.Dict({"mission": gym.spaces.Text(9)})
+            spaces = {"observation_space": space, "action_space": gym.spaces.Box(low, high, (1,), np.float32)}
         for i, length in enumerate(lengths):
-            obs = [goal_env_obs(i, t) for t in range(length + 1)]
+            obs = [goal_env_obs(i, t) for t in range(length + (i != missing))]
             last = rows(length, -1)
+            states = {key: np.stack([o[key] for o in obs]) for key in ("state", "goal")}
             buffers.append(EpisodeBuffer(
-                id=i, observations={key: np.stack([o[key] for o in obs]) for key in ("state", "goal")},
-                actions=np.full((length, 1), i / 10, np.float32), rewards=[float(i)] * length,
+                id=i, observations={"mission": ["go"] * len(obs)} if text else states,
+                actions=np.full((length, 1), i / 10, np.float32) if actions is None else actions,
+                rewards=[float(i)] * length if rewards is None else rewards,
                 terminations=list(last & (i != 1)), truncations=list(last & (i == 1)),
             ))  # fmt: skip
         with warnings.catch_warnings(action="ignore"):  # no author, no description, ...
-            minari.create_dataset_from_buffers(dataset_id, buffers, env=env_id, eval_env=env_id, **scores)
+            minari.create_dataset_from_buffers(dataset_id, buffers, **spaces, **scores)
+        if minari_version:
+            file = home / f".minari/datasets/{dataset_id}/data/metadata.json"
+            file.write_text(json.dumps(json.loads(file.read_text()) | {"minari_version": minari_version}))
 
     yield make
     for env_id in registered:
@@ -433,19 +545,101 @@ def make_minari():
 @pytest.mark.parametrize("sort_keys", [True, False])
 def test_minari_episodes_become_transitions_in_the_live_envs_layout(script, sort_keys, make_minari):
     make_minari("mine/goal/test-v0", lengths=[3, 2, 1], sort_keys=sort_keys)
-    dataset = script.load_dataset("mine/goal/test-v0")
-    env = script.load_task("mine/goal/test-v0").make_env()
+    (obs, action, reward, next_obs, terminal), source = script.load_dataset("mine/goal/test-v0")
+    task = script.load_task("mine/goal/test-v0")
+    env = task.make_env()
     (first_obs, _), (second_obs, *_) = env.reset(), env.step(np.zeros(1))
-    assert dataset.dims == [3, 1, 1, 3, 1] and dataset.max_action == [2.0]
-    obs, action, reward, next_obs, terminal = np.split(dataset.transitions, np.cumsum(dataset.dims)[:-1], 1)
-    np.testing.assert_array_equal(obs[0], first_obs)
-    np.testing.assert_array_equal(next_obs[0], second_obs)
-    time = np.argmin(np.abs(first_obs))  # the column that counts the steps
+    assert task.sizes == (3, 1) and (source["action_low"], source["action_high"]) == ([-1], [3])
+    np.testing.assert_array_equal(obs[0], script.flatten(first_obs))
+    np.testing.assert_array_equal(next_obs[0], script.flatten(second_obs))
+    time = np.argmin(np.abs(script.flatten(first_obs)))  # the column that counts the steps
     assert obs[:, time].tolist() == [0, 1, 2, 100, 101, 200]
     assert next_obs[:, time].tolist() == [1, 2, 3, 101, 102, 201]  # never the next episode's first
-    assert terminal[:, 0].tolist() == [0, 0, 1, 0, 0, 1]  # the truncated episode has no terminal state
-    assert reward[:, 0].tolist() == [0, 0, 0, 1, 1, 2]
-    np.testing.assert_array_equal(action[:, 0], np.float32([0, 0, 0, 0.1, 0.1, 0.2]))
+    assert terminal.tolist() == [0, 0, 1, 0, 0, 1]  # the truncated episode has no terminal state
+    assert reward.tolist() == [0, 0, 0, 1, 1, 2]
+    # the box [-1, 3] becomes [-1, 1], for the data and for the environment
+    np.testing.assert_allclose(action[:, 0], (np.array([0, 0, 0, 0.1, 0.1, 0.2]) - 1) / 2, atol=1e-7)
+    for told, done in ((-1, -1), (0, 1), (0.5, 2), (1, 3)):
+        env.step(np.array([told], np.float32))
+        assert env.unwrapped.action.tolist() == [done]
+
+
+def test_actions_in_the_unit_box_stay_as_they_are_to_the_bit(script, make_minari, d4rl_dir):
+    tiny = np.float32([1e-8, -3e-7, 0.1, 0.7, 1, -1])
+    make_minari("mine/goal/unit-v0", lengths=[6], low=-1, high=1, actions=tiny[:, None])
+    assert script.load_dataset("mine/goal/unit-v0")[0][1][:, 0].tolist() == tiny.tolist()
+    arrays = write_d4rl(
+        d4rl_dir / FILE, n=7, actions=np.stack([np.resize(tiny, 7)] * 3, axis=1), timeouts=rows(7, 6)
+    )
+    assert script.load_dataset("hopper-medium-v2")[0][1].tolist() == arrays["actions"][:-1].tolist()
+
+
+def test_an_episode_without_its_last_observation_costs_that_transition_alone(script, make_minari):
+    make_minari("mine/goal/short-v0", lengths=[3, 3, 3], missing=1)
+    obs, action, reward, next_obs, terminal = script.load_dataset("mine/goal/short-v0")[0]
+    assert terminal.tolist() == [0, 0, 1, 0, 0, 0, 0, 1]
+    assert next_obs.amax(dim=1).tolist() == [1, 2, 3, 101, 102, 201, 202, 203]
+
+
+def test_a_minari_id_without_a_namespace(make_minari):
+    make_minari("pendulum-v0", lengths=[4])
+    train(SCRIPTS[0], *fast_flags(SCRIPTS[0]), "--env-id", "pendulum-v0", "--run-dir", "run")
+    assert json.loads(Path("run/config.json").read_text())["dataset"].endswith(
+        "pendulum-v0/data/main_data.hdf5"
+    )
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [  # sound data that this program cannot use
+        ({"low": -np.inf, "high": np.inf}, "no finite bounds"),
+        ({"rewards": np.ones((3, 2))}, "(4, 2)"),  # with the row of the last observation
+        ({"text": True}, "could not convert string"),
+        ({"minari_version": "0.9.0"}, "Minari 0.9.0"),
+    ],
+)
+def test_minari_data_that_cannot_be_used_says_why(changes, words, make_minari):
+    make_minari("mine/goal/odd-v0", lengths=[3], **changes)
+    flags = "--env-id", "mine/goal/odd-v0", *fast_flags(SCRIPTS[0]), "--run-dir", "run"
+    with pytest.raises(load_script(SCRIPTS[0]).InputError) as error:
+        train(SCRIPTS[0], *flags)
+    assert words in str(error.value) and "remove" not in str(error.value) and not Path("run").exists()
+
+
+@pytest.mark.parametrize("changes", [{"rewards": np.ones((3, 1))}, {"low": -1e5, "high": 1e5}])
+def test_odd_minari_data_that_can_be_used(changes, make_minari):
+    make_minari("mine/goal/odd-v0", lengths=[3], **changes)
+    assert [len(x) for x in load_script(SCRIPTS[0]).load_dataset("mine/goal/odd-v0")[0]] == [3] * 5
+
+
+def test_an_environment_without_a_time_limit_is_refused(make_minari):
+    make_minari("mine/goal/endless-v0", lengths=[3], max_episode_steps=None)
+    with pytest.raises(load_script(SCRIPTS[0]).InputError, match="no time limit; --eval-episodes 0"):
+        train(SCRIPTS[0], *fast_flags(SCRIPTS[0]), "--env-id", "mine/goal/endless-v0", "--eval-episodes", 1)
+
+
+@pytest.mark.parametrize("value, score", [(np.nan, None), (np.inf, None), (2.0, 10.0)])
+def test_returns_that_are_no_numbers_are_null(value, score, make_minari):
+    """And equal reference scores are none."""
+    make_minari("mine/goal/odd-v0", lengths=[3], env_reward=value, ref_min_score=5.0, ref_max_score=5.0)
+    train(
+        SCRIPTS[0],
+        *fast_flags(SCRIPTS[0]),
+        "--env-id",
+        "mine/goal/odd-v0",
+        "--eval-episodes",
+        1,
+        "--run-dir",
+        "run",
+    )
+
+    def refuse(constant: str):
+        raise AssertionError(f"{constant} is no JSON")
+
+    result = json.loads(Path("run/result.json").read_text(), parse_constant=refuse)
+    assert result["seeds"]["1"] == {"last": score, "best": score} and result["metric"] == "return"
+    for line in Path("run/metrics.jsonl").read_text().splitlines():
+        json.loads(line, parse_constant=refuse)
 
 
 # Minari's mirrored map, in which it evaluates what was recorded in U_MAZE
@@ -491,27 +685,24 @@ def minari_suite(request):
 
 
 @pytest.mark.parametrize("minari_suite", MINARI_SUITES, indirect=True)
-def test_minaris_own_suites_are_their_own_task(script, minari_suite, capsys):
+def test_minaris_own_suites_are_their_own_task(minari_suite):
     """Never D4RL's of a like name: its data, its environment, its scores, which say so."""
-    dataset_id, recorded = minari_suite
-    dataset, task = script.load_dataset(dataset_id), script.load_task(dataset_id)
-    script.check_task(task, dataset)
-    assert task.label == "Minari score" and script.load_task("pen-human-v1").label == "score"
-    assert script.load_task("local/hopper/medium-v0").label == "score"  # D4RL's environment and references
-    assert capsys.readouterr().out.count("not comparable with D4RL's") == 1
+    script, (dataset_id, recorded) = load_script(SCRIPTS[0]), minari_suite
+    (obs, action, *_), _ = script.load_dataset(dataset_id)
+    task = script.load_task(dataset_id)
+    assert task.sizes == (obs.shape[1], action.shape[1]) and len(obs) == 5
+    assert task.metric == "Minari score" and script.load_task("pen-human-v1").metric == "score"
     env = task.make_env()
-    obs, _ = env.reset(seed=0)
-    live = recorded.reset(seed=0)[0]
-    np.testing.assert_array_equal(obs, gym.spaces.flatten(recorded.observation_space, live))
-    rows = dataset.transitions[:, : dataset.dims[0]]
-    assert rows.shape == (5, *obs.shape)
-    np.testing.assert_allclose(rows[0], obs, atol=1e-6)  # recorded from the same seed
+    live = script.flatten(env.reset(seed=0)[0])
+    expected = gym.spaces.flatten(recorded.observation_space, recorded.reset(seed=0)[0])
+    np.testing.assert_array_equal(live, expected.astype(np.float32))
+    np.testing.assert_allclose(obs[0], live, atol=1e-6)  # recorded from the same seed
     assert env.spec.max_episode_steps == recorded.spec.max_episode_steps
 
 
 @pytest.mark.parametrize("minari_suite", ["D4RL/antmaze/umaze-v9"], indirect=True)
-def test_minaris_antmaze_is_evaluated_in_the_datas_maze_and_ends_at_the_goal(script, minari_suite):
-    dataset_id, recorded = minari_suite
+def test_minaris_antmaze_is_evaluated_in_the_datas_maze_and_ends_at_the_goal(minari_suite):
+    script, (dataset_id, recorded) = load_script(SCRIPTS[0]), minari_suite
     env = script.load_task(dataset_id).make_env()
     maze = env.unwrapped
     assert maze.maze.maze_map == recorded.unwrapped.maze.maze_map != MIRRORED
@@ -521,28 +712,26 @@ def test_minaris_antmaze_is_evaluated_in_the_datas_maze_and_ends_at_the_goal(scr
     assert (reward, terminated) == (1, True)
 
 
-def test_a_minari_dataset_without_an_environment_is_not_evaluated(script, make_minari, tmp_path, capsys):
+def test_a_minari_dataset_without_an_environment_is_not_evaluated(script, make_minari, home):
     make_minari("mine/goal/lost-v0", lengths=[3])
-    file = tmp_path / "minari/mine/goal/lost-v0/data/metadata.json"
+    file = home / ".minari/datasets/mine/goal/lost-v0/data/metadata.json"
     content = json.loads(file.read_text())
     file.write_text(json.dumps({k: v for k, v in content.items() if k not in ("env_spec", "eval_env_spec")}))
-    assert len(script.load_dataset("mine/goal/lost-v0").transitions) == 3
-    with pytest.raises(SystemExit) as exit_:
+    assert len(script.load_dataset("mine/goal/lost-v0")[0][0]) == 3
+    with pytest.raises(script.InputError, match="--eval-episodes 0"):
         script.load_task("mine/goal/lost-v0")
-    assert exit_.value.code == 2 and "--eval-episodes 0" in capsys.readouterr().err
 
 
 def test_without_reference_scores_the_raw_return_is_the_result(script, make_minari):
     make_minari("mine/goal/raw-v0", lengths=[1])
     make_minari("mine/goal/scored-v0", lengths=[1], ref_min_score=10.0, ref_max_score=30.0)
     raw, scored = (script.load_task(f"mine/goal/{name}-v0") for name in ("raw", "scored"))
-    returns = np.array([[10.0, 25.0], [40.0, 0.0]])
-    assert raw.reference is None and raw.score(returns).tolist() == returns.tolist()
-    assert scored.reference == (10, 30) and scored.score(returns).tolist() == [[0, 75], [150, -50]]
+    assert (raw.metric, raw.low, raw.high) == ("return", 0, 100)  # of which a score is the return itself
+    assert (scored.metric, scored.low, scored.high) == ("Minari score", 10, 30)
 
 
 @pytest.mark.parametrize(
-    "name, env_id, transitions, episodes, mean_return, score",
+    "name, env_id, count, episodes, mean_return, score",
     [
         ("hopper/medium", "Hopper-v4", 100_176, 198, 1647, 51.2),
         ("hopper/medium-replay", "Hopper-v4", 64_035, 260, 614, 19.5),
@@ -552,20 +741,17 @@ def test_without_reference_scores_the_raw_return_is_the_result(script, make_mina
         ("halfcheetah/medium-replay", "HalfCheetah-v4", 56_000, 56, 2284, 20.7),
     ],
 )
-def test_embedded_dataset(script, name, env_id, transitions, episodes, mean_return, score, capsys):
+def test_embedded_dataset(script, name, env_id, count, episodes, mean_return, score, capsys):
     dataset_id = f"local/{name}-v0"
-    assert dataset_id in script.local_minari_ids()
-    dataset, task = script.load_dataset(dataset_id), script.load_task(dataset_id)
-    output = capsys.readouterr().out
-    assert len(dataset.transitions) == transitions and np.isfinite(dataset.transitions).all()
-    assert script.open_minari(dataset_id).total_episodes == episodes
+    transitions, _ = load(script, dataset_id)
+    task, output = script.load_task(dataset_id), capsys.readouterr().out
+    assert len(transitions) == count and np.isfinite(transitions).all()
     obs_dim, action_dim = SIZES[name.partition("/")[0]]
-    assert dataset.dims == [obs_dim, action_dim, 1, obs_dim, 1] and dataset.max_action == [1.0] * action_dim
-    (told,) = re.findall(
-        rf"{transitions} transitions, {episodes} episodes with mean return ([\d.]+), ", output
-    )
+    assert task.sizes == (obs_dim, action_dim) and transitions.shape[1] == 2 * obs_dim + action_dim + 2
+    (told,) = re.findall(rf"{count} transitions, {episodes} episodes, mean return ([\d.]+), ", output)
     if script.__name__ != "srpo":  # which scales rewards
-        mean = dataset.transitions[:, obs_dim + action_dim].sum(dtype=np.float64) / episodes
+        mean = transitions[:, obs_dim + action_dim].sum(dtype=np.float64) / episodes
         assert abs(mean - float(told)) <= 0.06
-    assert abs(float(told) - mean_return) <= 0.5 and abs(task.score(float(told)) - score) <= 0.05
+    assert abs(float(told) - mean_return) <= 0.5
+    assert abs(100 * (float(told) - task.low) / (task.high - task.low) - score) <= 0.05
     assert task.make_env().spec.id == env_id

@@ -1,11 +1,10 @@
-"""benchmark/report.py, runs.py and stats.py: the statistics against rliable and by hand, and reports of made
+"""benchmark/sweep/report.py and stats.py: the statistics against rliable and by hand, and reports of made
 runs whose numbers are known."""
 
 import gzip
 import json
 import re
 import sys
-from dataclasses import asdict, replace
 from html import unescape
 from pathlib import Path
 
@@ -14,8 +13,11 @@ import pytest
 from helpers import ROOT, run_script
 
 sys.path.insert(0, str(ROOT))
-from benchmark import experiments, report, runs, stats  # noqa: E402
-from benchmark.experiments import EXPERIMENTS, Setting  # noqa: E402
+from benchmark.sweep import experiments, report, stats
+from benchmark.sweep.experiments import DTQL, EXPERIMENTS, KL, LOCAL, SRPO, Setting
+
+HOPPER, WALKER = "hopper-medium-v2", "walker2d-medium-v2"
+DTQL_HOPPER, KL_HOPPER = Setting(HOPPER, "", DTQL), Setting(HOPPER, "", KL)
 
 
 # ---------------------------------------------------------------------------------------------- statistics
@@ -137,308 +139,309 @@ def test_the_interval_covers_the_mean_about_as_often_as_it_says():
 
 # --------------------------------------------------------------------------------------------- made runs
 def write_run(
-    folder: Path, setting: Setting, scores: dict[int, list[float]], zipped=False, **changes
-) -> Path:
-    """A run as the scripts write it; scores: of each seed at its evaluations. changes: of config.json."""
-    script = experiments.load(setting.script)
-    args = script.Args(env_id=setting.task, seed=min(scores), num_seeds=len(scores))
-    config = asdict(args) | script.settings_of(setting.task)
-    given = zip(setting.flags[::2], setting.flags[1::2])
-    config |= {flag[2:].replace("-", "_"): json.loads(x) for flag, x in given}
-    config |= {
-        "script": Path(setting.script).name,
-        "git_commit": "c0ffee" * 6,
-        "dataset_sha256": "1",
-    } | changes
-    steps = sum(x for k, x in config.items() if k.endswith("_steps"))
-    lines = [{"step": 500, "seed": seed, "q_loss": 1.0, "steps_per_second": 50.0} for seed in scores]
-    lines += [{"step": steps, "seed": seed, "q_loss": 1.0, "steps_per_second": 100.0} for seed in scores]
-    n = len(next(iter(scores.values())))
+    root: Path, of: Setting, scores: dict[int, list[float]], zipped=False, metric="score", **changes
+):
+    """A run as the scripts write it, where run.py puts it; its folder. scores: of each seed at its
+    evaluations; changes: of config.json."""
+    config = experiments.args_of(of) | {"seed": min(scores), "num_seeds": len(scores)}
+    config |= {"script": Path(of.script).name, "git_commit": "c0ffee" * 6, "dataset_sha256": "1"} | changes
+    *before, last = (x for name, x in config.items() if name.endswith("_steps"))
+    speeds, n = [(500, 50.0), (sum(before) + last, 100.0)], len(next(iter(scores.values())))
+    lines = [{"step": step, "seed": x, "steps_per_second": speed} for step, speed in speeds for x in scores]
     for i in range(n):
-        step = steps * (i + 1) // n
+        step = sum(before) + last * (i + 1) // n
         lines += [{"step": step, "seed": x, "eval/normalized_score": y[i]} for x, y in scores.items()]
+    result = config | {
+        "seeds": {seed: {"last": x[-1], "best": max(x)} for seed, x in scores.items()}, "metric": metric,
+        "physics": "MuJoCo", "train_seconds": 7200.0, "eval_seconds": 1800.0, "peak_memory_mib": None,
+    }  # fmt: skip
+    folder = root / of.folder / f"seed-{min(scores)}"
     folder.mkdir(parents=True)
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (folder / "config.json").write_text(json.dumps(config))
+    (folder / "result.json").write_text(json.dumps(result))
     if zipped:
         (folder / "metrics.jsonl.gz").write_bytes(gzip.compress(text.encode()))
     else:
         (folder / "metrics.jsonl").write_text(text)
-    result = {
-        "script": config["script"], "env_id": config["env_id"], "metric": "score", "episodes": 10,
-        "seeds": {seed: {"last": x[-1], "best": max(x)} for seed, x in scores.items()}, "steps": steps,
-        "steps_per_second": 100.0, "train_seconds": 7200.0, "eval_seconds": 1800.0,
-        "peak_memory_mib": 512.0, "device": "x86_64, 1 threads",
-    }  # fmt: skip
-    (folder / "result.json").write_text(json.dumps(result))
     return folder
 
 
-def setting(name: str, task: str, label: str) -> Setting:
-    return next(x for x in EXPERIMENTS[name].settings if (x.task, x.label) == (task, label))
+def write_local(root: Path, script: str, scores: dict, **options) -> Path:
+    return write_run(root, Setting(LOCAL, "", script), scores, metric="Minari score", **options)
 
 
-def write_experiment(root: Path, name: str, task: str, label: str, scores: dict, **options) -> Path:
-    of = setting(name, task, label)
-    return write_run(experiments.run_dir(root, name, of, min(scores)), of, scores, **options)
-
-
-def make_report(root: Path, monkeypatch, *flags: str) -> tuple[str, str]:
+def make_report(root: Path) -> tuple[str, str]:
     """The texts of report.md and report.html."""
-    monkeypatch.setattr(sys, "argv", ["report.py", str(root), *flags])
-    report.main()
+    report.main([str(root)])
     return (root / "report.md").read_text(), (root / "report.html").read_text()
 
 
-def rows_of(markdown: str, *start: str) -> list[list[str]]:
-    """The table rows that begin with these cells."""
-    rows = [line[2:-2].split(" | ") for line in markdown.splitlines() if line.startswith("|")]
-    return [row for row in rows if tuple(row[: len(start)]) == start]
+def rows_of(markdown: str) -> list[dict[str, str]]:
+    """The rows of all tables, by column."""
+    rows, lines = [], markdown.splitlines()
+    cells = lambda line: [x.strip() for x in re.split(r"(?<!\\)\|", line)[1:-1]]
+    for above, line in zip(lines, lines[1:]):
+        if line.startswith("|:-"):
+            header = cells(above)
+        elif line.startswith("| ") and above.startswith("|"):
+            rows.append(dict(zip(header, cells(line), strict=True)))
+    return rows
 
 
-def test_known_scores_become_known_numbers_beside_the_papers(tmp_path, monkeypatch):
-    hopper, walker = "hopper-medium-v2", "walker2d-medium-v2"
-    write_experiment(tmp_path, "table5", hopper, "DTQL", {1: [70.0, 10.0], 2: [0.0, 20.0], 3: [5.0, 60.0]})
-    write_experiment(tmp_path, "table5", hopper, "KL", {1: [15.0, 12.0]}, zipped=True)
-    write_experiment(tmp_path, "table5", hopper, "KL", {2: [9.0, 14.0], 3: [1.0, 16.0]})
-    write_experiment(tmp_path, "table5", walker, "DTQL", {1: [80.0], 2: [84.0], 3: [88.0]})
-    write_experiment(tmp_path, "table5", walker, "KL", {1: [1.0], 2: [3.0], 3: [5.0]})
-    markdown, html = make_report(tmp_path, monkeypatch)
+def row_of(markdown: str, **values: str) -> dict[str, str]:
+    """The only row that has these values in these columns."""
+    (row,) = [row for row in rows_of(markdown) if values.items() <= row.items()]
+    return row
+
+
+def score_of(markdown: str, task: str, algorithm: str) -> dict[str, str]:
+    """The only row of scores of this algorithm on this task."""
+    (row,) = [
+        x for x in rows_of(markdown) if "last" in x and (x["task"], x["algorithm"]) == (task, algorithm)
+    ]
+    return row
+
+
+def test_known_scores_become_known_numbers_beside_the_papers(tmp_path):
+    write_run(tmp_path, DTQL_HOPPER, {1: [70.0, 10.0], 2: [0.0, 20.0], 3: [5.0, 60.0]})
+    write_run(tmp_path, KL_HOPPER, {1: [15.0, 12.0]}, zipped=True)
+    write_run(tmp_path, KL_HOPPER, {2: [9.0, 14.0], 3: [1.0, 16.0]})
+    write_run(tmp_path, Setting(WALKER, "", DTQL), {1: [80.0], 2: [84.0], 3: [88.0]})
+    write_run(tmp_path, Setting(WALKER, "", KL), {1: [1.0], 2: [3.0], 3: [5.0]})
+    markdown, html = make_report(tmp_path)
+    table1, table5 = markdown.split("## DTQL, Table 5")
     for task, label, *numbers in (
-        (hopper, "DTQL", "30.0 ± 26.5", "50.0 ± 26.5", "10, 20, 60", "99.6"),
-        (hopper, "KL", "14.0 ± 2.0", "15.0 ± 1.0", "12, 14, 16", "15.0"),
-        (walker, "DTQL", "84.0 ± 4.0", "84.0 ± 4.0", "80, 84, 88", "89.4"),
-        (walker, "KL", "3.0 ± 2.0", "3.0 ± 2.0", "1, 3, 5", "3.4"),
+        (HOPPER, "DTQL", "30.0 ± 26.5", "50.0 ± 26.5", "10, 20, 60", "99.6"),
+        (HOPPER, "KL", "14.0 ± 2.0", "15.0 ± 1.0", "12, 14, 16", "15.0"),
+        (WALKER, "DTQL", "84.0 ± 4.0", "84.0 ± 4.0", "80, 84, 88", "89.4"),
+        (WALKER, "KL", "3.0 ± 2.0", "3.0 ± 2.0", "1, 3, 5", "3.4"),
     ):
-        row = [task, label, "3", *numbers]
-        assert rows_of(markdown, *row)
-        assert "<tr>" + "".join(f"<td>{x}</td>" for x in row) in html
-    assert "paper (DTQL, Table 5)" in markdown and "paper (DTQL, Table 5)" in html
-    assert rows_of(
-        markdown, "mean of the 2 tasks", "8.5", "57.0", "94.5", "9.2"
-    )  # KL, DTQL; the paper's DTQL, KL
-    assert rows_of(markdown, "DTQL", "2", "3")[0][3] == "61.0"  # of 20, 60, 80, 84: less 10 and 88
-    assert rows_of(markdown, "KL over DTQL", "3 against 3", "0.17")  # hopper: 3 of 9 pairs, walker2d: none
-    for at_once in "12":  # two processes
-        assert rows_of(markdown, hopper, "KL", "1", at_once, "2.00", "10.00", "0.50", "512")
-    assert html.count("<svg") == markdown.count("![") == len(list((tmp_path / "report").glob("*.svg")))
+        row = score_of(table5, task, label)
+        columns = ["seeds", "last", "best", "last, each seed", "paper (DTQL, Table 5)"]
+        assert [row[x] for x in columns] == ["3", *numbers]
+        assert all(f"<td>{x}</td>" in html for x in numbers)
+    means = row_of(table5, task="mean of the 2 tasks")
+    assert list(means.items())[1:] == [("KL, ours", "8.5"), ("DTQL, ours", "57.0"), ("DTQL, paper", "94.5"),
+                                       ("KL, paper", "9.2")]  # fmt: skip
+    assert row_of(table5, algorithm="DTQL", tasks="2")["IQM"] == "61.0"  # of 20, 60, 80, 84: less 10 and 88
+    assert row_of(table5, algorithms="KL over DTQL")["probability"] == "0.17"  # hopper: 3 of 9 pairs
+    for at_once in ("1", "2"):  # two processes
+        row = row_of(table5, task=HOPPER, algorithm="KL", **{"seeds at once": at_once})
+        assert (row["training h"], row["s per 1000 steps"], row["evaluating h"]) == ("2.00", "10.00", "0.50")
+    assert score_of(table1, HOPPER, "DTQL")["last"] == "30.0 ± 26.5"  # one run, shown in both tables
+    assert html.count("<svg") == markdown.count("![") == len(list((tmp_path / "report").glob("*.svg"))) > 0
     assert not re.search(r"<script|<link|<img|src=|href=\"(?!#)", html)  # nothing from elsewhere
 
 
-@pytest.mark.parametrize(
-    "name", ["table1", "table3", "table5", "table6", "srpo_table1", "fig5", "srpo_fig10"]
-)
-def test_every_paper_number_stands_in_its_own_row(name, tmp_path):
-    """Against the CSV files read here by hand, where a file has a row for each task and algorithm."""
-    experiment = EXPERIMENTS[name]
-    comparison = runs.Comparison(experiment)
-    for of in experiment.settings:
-        run = runs.read_run(write_run(tmp_path / of.task / experiments.slug(of.label), of, {1: [1.0]}))
-        comparison.add(run, of)
-    numbers = {k: x for k, x in experiment.paper().items() if "score" in x}
-    shown = {(row[0], row[1]): row[6] for row in report.score_table(comparison, numbers).rows}
-    assert len(shown) == len(experiment.settings)
-    file, labels = {
-        "table1": ("table1_d4rl.csv", {"DTQL": "DTQL"}),
-        "srpo_table1": ("srpo_table1_d4rl.csv", {"SRPO": "SRPO"}),
-        "fig5": ("table1_d4rl.csv", {"DTQL": "entropy 1"}),
-    }.get(name, (None, {}))
-    for row in experiments.read(file) if file else ():
-        if (row["task"], labels.get(row["algorithm"])) in shown:
-            assert shown[row["task"], labels[row["algorithm"]]].startswith(f"{float(row['score']):.1f}")
-    for (task, label), text in shown.items():
-        assert text == report.published(numbers, task, label, "score")
+@pytest.mark.parametrize("name, file, label", [
+    ("table1", "table1_d4rl.csv", "DTQL"), ("srpo_table1", "srpo_table1_d4rl.csv", "SRPO"),
+])  # fmt: skip
+def test_every_paper_number_stands_in_its_own_row(name, file, label, tmp_path):
+    """Against the CSV files read here by hand."""
+    for of in EXPERIMENTS[name].settings:
+        write_run(tmp_path, of, {1: [1.0]})
+    (section,) = [x for x in report.collect(tmp_path) if x.name == name]
+    table = report.score_table(section).set_index("task")
+    assert len(table) == len(EXPERIMENTS[name].settings)
+    expected = {x["task"]: x["score"] for x in experiments.read(file) if x["algorithm"] == label}
+    for task, shown in table[f"paper ({EXPERIMENTS[name].source})"].items():
+        if task in expected:
+            assert shown.startswith(f"{float(expected[task]):.1f}")
 
 
-def test_numbers_that_are_not_comparable_are_marked(tmp_path, monkeypatch):
-    hopper = "hopper-medium-v2"
+def test_numbers_that_are_not_comparable_are_marked(tmp_path):
     full = {1: [50.0], 2: [51.0], 3: [52.0]}
-    write_experiment(tmp_path, "table3", hopper, "no pretraining", full)
-    write_experiment(tmp_path, "table3", hopper, "pretraining", full, train_steps=1000, eval_episodes=2)
-    write_experiment(tmp_path, "local", experiments.LOCAL, "DTQL", full)
-    minari = Setting("mujoco/hopper/medium-v0", "x", experiments.DTQL)
-    write_run(tmp_path / "mine", minari, full)
-    markdown, html = make_report(tmp_path, monkeypatch)
-    (row,) = rows_of(markdown, hopper, "no pretraining", "3", "51.0 ± 1.0", "51.0 ± 1.0")
-    assert row[-2:] == ["87.6", ""]  # 0 pretraining steps are the setting's own
-    (row,) = rows_of(markdown, hopper, "pretraining", "3", "51.0 ± 1.0†")
-    assert row[-2:] == ["99.6", "1000 of 1000000 train steps; 2 of 10 eval episodes"]
-    assert rows_of(markdown, experiments.LOCAL, "DTQL", "3", "51.0 ± 1.0†")[0][-1] == "local data"
-    assert rows_of(markdown, minari.task, "dtql\\_gaussian", "3", "51.0 ± 1.0†")[0][-1] == "Minari data"
-    assert rows_of(markdown, experiments.LOCAL, "the dataset's mean episode", "", "51.2")
+    write_run(tmp_path, Setting(HOPPER, "", DTQL, ("--pretrain-steps", "0")), full)
+    write_run(tmp_path, DTQL_HOPPER, full, train_steps=1000, eval_episodes=2, alpha=7.0)
+    write_local(tmp_path, DTQL, full)
+    markdown, html = make_report(tmp_path)
+    table3 = markdown.partition("## DTQL, Table 3")[2].partition("\n## ")[0]
+    row = score_of(table3, HOPPER, "no pretraining")
+    assert (row["last"], row["† because"]) == ("51.0 ± 1.0", "")  # 0 steps are the setting's own
+    row = score_of(table3, HOPPER, "pretraining")
+    assert row["last"] == "51.0 ± 1.0†"
+    assert row["† because"] == "2 of 10 eval episodes; 1000 of 1000000 train steps; alpha 7.0"
+    row = score_of(markdown, LOCAL, "DTQL")
+    assert (row["last"], row["† because"]) == ("51.0 ± 1.0†", "Minari score, not D4RL's")
+    assert score_of(markdown, LOCAL, "the dataset's mean episode")["last"] == "51.2"
     assert "1000 of 1000000 train steps" in html
 
 
-def test_an_unfinished_run_is_listed_and_not_counted(tmp_path, monkeypatch):
-    scores = {1: [50.0], 2: [51.0]}
-    write_experiment(tmp_path, "table5", "hopper-medium-v2", "DTQL", scores)
-    folder = write_experiment(tmp_path, "table5", "hopper-medium-v2", "DTQL", {3: [1.0]})
+def test_numbers_of_two_units_are_in_no_statistic_together(tmp_path):
+    """A task with D4RL's score, one with a dataset's own references, one with raw returns."""
+    for seed in (1, 2, 3):
+        write_run(tmp_path, DTQL_HOPPER, {seed: [30.0]})
+        write_run(tmp_path, Setting("mine/scored-v0", "", DTQL), {seed: [50.0]}, metric="Minari score")
+        write_run(tmp_path, Setting("mine/raw-v0", "", DTQL), {seed: [4000.0]}, metric="return")
+    markdown, _ = make_report(tmp_path)
+    assert {row["IQM"] for row in rows_of(markdown) if "IQM" in row} == {"30.0", "50.0"}
+    assert {row["mean"] for row in rows_of(markdown) if "IQM" in row} == {"30.0", "50.0"}
+    row = score_of(markdown, "mine/raw-v0", "dtql_gaussian")
+    assert (row["metric"], row["last"], row["† because"]) == ("return", "4000.0 ± 0.0†", "return, not D4RL's")
+    assert "Raw returns, for there are no reference scores, in no aggregate: mine/raw-v0." in markdown
+
+
+def test_an_unfinished_run_is_listed_and_not_counted(tmp_path):
+    write_run(tmp_path, DTQL_HOPPER, {1: [50.0], 2: [51.0]})
+    folder = write_run(tmp_path, DTQL_HOPPER, {3: [1.0]})
     (folder / "result.json").unlink()
     (folder / "metrics.jsonl").write_text('{"step": 500, "seed": 3}\n{"step": 70500, "seed": 3, "q_lo')
-    never = tmp_path / "table5" / "hopper-medium-v2" / "kl" / "seed-1"
+    never = tmp_path / HOPPER / "kl_distill" / "seed-1"
     never.mkdir(parents=True)
     (never / "command.txt").write_text("python kl_distill.py\n")
-    markdown, html = make_report(tmp_path, monkeypatch)
-    (row,) = rows_of(markdown, "hopper-medium-v2", "DTQL", "2")
-    assert row[3] == "50.5 ± 0.7"
-    assert rows_of(markdown, "hopper-medium-v2", "dtql\\_gaussian.py", "3", "500 of 1050000", f"`{folder}`")
-    for text in (markdown.replace("\\_", "_"), unescape(html)):
-        assert f"{folder}: line 2 of metrics.jsonl is cut off; left out" in text
+    markdown, html = make_report(tmp_path)
+    assert score_of(markdown, HOPPER, "DTQL")["last"] == "50.5 ± 0.7"
+    row = row_of(markdown, script="dtql_gaussian.py")
+    assert (row["seeds"], row["last step"], row["folder"]) == ("3", "500 of 1050000", str(folder))
+    for text in (markdown, unescape(html)):
+        assert f"{folder}: line 2 of metrics.jsonl is none of a run's, or cut off: left out" in text
         assert f"{never} has no config.json: it never began; not counted" in text
-        assert "Fewer seeds than the experiment's 5: DTQL on hopper-medium-v2 (2)." in text
+        assert f"Fewer seeds than the experiment's 5: DTQL on {HOPPER} (2)." in text
         assert "Unfinished and not counted: 1 runs, listed at the end." in text
         assert text.count("none: fewer than 3 seeds") == 1  # instead of the IQM's interval
 
 
-def test_a_seed_that_is_there_twice_is_counted_once_and_both_paths_are_shown(tmp_path, monkeypatch):
-    first = write_experiment(tmp_path / "a", "table5", "hopper-medium-v2", "DTQL", {1: [50.0], 2: [52.0]})
-    second = write_experiment(tmp_path / "b", "table5", "hopper-medium-v2", "DTQL", {2: [99.0], 3: [54.0]})
-    markdown, html = make_report(tmp_path, monkeypatch)
-    assert rows_of(markdown, "hopper-medium-v2", "DTQL", "3", "52.0 ± 2.0")
-    what = f"There twice: DTQL on hopper-medium-v2, seed 2; counted from {first}, not from {second}"
-    assert what in markdown.replace("\\_", "_") and what in html
-    (one,) = rows_of(markdown, "hopper-medium-v2", "DTQL", "1, 2")
-    (other,) = rows_of(markdown, "hopper-medium-v2", "DTQL", "3", "`c0ffeec0ff`")
-    assert one[-1] == f"`{first}`" and other[-1] == f"`{second}`"
+def test_a_seed_that_is_there_twice_is_counted_once_and_both_paths_are_shown(tmp_path):
+    first = write_run(tmp_path / "a", DTQL_HOPPER, {1: [50.0], 2: [52.0]})
+    second = write_run(tmp_path / "b", DTQL_HOPPER, {2: [99.0], 3: [54.0]})
+    markdown, html = make_report(tmp_path)
+    assert score_of(markdown, HOPPER, "DTQL")["last"] == "52.0 ± 2.0"
+    what = f"There twice: DTQL on {HOPPER}, seed 2; counted from {first}, not from {second}"
+    assert what in markdown and what in html
+    assert row_of(markdown, seeds="1, 2")["folder"] == str(first)
+    assert row_of(markdown, seeds="3", commit="c0ffeec0ff")["folder"] == str(second)
 
 
-def test_commits_and_arguments_that_differ_in_a_table_are_told(tmp_path, monkeypatch):
-    write_experiment(tmp_path, "table5", "hopper-medium-v2", "DTQL", {1: [50.0]}, git_commit="a" * 40)
-    write_experiment(tmp_path, "table5", "hopper-medium-v2", "DTQL", {2: [50.0]}, alpha=1.0)
-    text = make_report(tmp_path, monkeypatch)[1]
-    assert "The runs are of 2 commits: aaaaaaaaaa (1 runs), c0ffeec0ff (1 runs)." in text
-    assert re.search(r"The runs of DTQL on hopper-medium-v2 differ in their arguments: .*alpha.*1\.0", text)
+def test_commits_arguments_and_physics_that_differ_in_a_table_are_told(tmp_path):
+    write_run(tmp_path, DTQL_HOPPER, {1: [50.0]}, git_commit="a" * 40)
+    write_run(tmp_path, DTQL_HOPPER, {2: [50.0]}, alpha=1.0)
+    markdown, _ = make_report(tmp_path)
+    assert "The runs are of 2 commits: aaaaaaaaaa (1 runs), c0ffeec0ff (1 runs)." in markdown
+    assert f'The runs of DTQL on {HOPPER} differ in their arguments: {{"alpha": 1.0}} and {{}}' in markdown
+    assert "in their physics" not in markdown
+    result = json.loads((tmp_path / DTQL_HOPPER.folder / "seed-2" / "result.json").read_text())
+    (tmp_path / DTQL_HOPPER.folder / "seed-2" / "result.json").write_text(
+        json.dumps(result | {"physics": "x"})
+    )
+    assert f"The runs of DTQL on {HOPPER} differ in their physics: MuJoCo and x" in make_report(tmp_path)[0]
 
 
-def test_a_run_in_another_settings_folder_is_not_counted(tmp_path, monkeypatch):
-    of = setting("table5", "hopper-medium-v2", "DTQL")
-    write_run(experiments.run_dir(tmp_path, "table5", replace(of, label="KL"), 1), of, {1: [50.0]})
-    text = make_report(tmp_path, monkeypatch)[1]
-    assert "is of dtql_gaussian.py on hopper-medium-v2 by its config.json" in text and "50.0" not in text
+def test_a_run_in_another_settings_folder_counts_as_what_it_is(tmp_path):
+    folder = write_run(tmp_path, DTQL_HOPPER, {1: [50.0]})
+    (tmp_path / KL_HOPPER.folder).mkdir(parents=True)
+    folder.rename(tmp_path / KL_HOPPER.folder / "seed-1")
+    markdown, _ = make_report(tmp_path)
+    assert "## Other runs" in markdown and "## DTQL" not in markdown
+    assert score_of(markdown, HOPPER, "dtql_gaussian")["last"] == "50.0"
 
 
 @pytest.mark.parametrize("file, content, what", [
     ("result.json", "{", "result.json cannot be read"),
-    ("result.json", "[1]", "result.json cannot be read (result.json is not a run&#39;s)"),
-    ("config.json", "{}", "config.json cannot be read (config.json is not a run&#39;s); not counted"),
-    ("metrics.jsonl", "3\n", "line 1 of metrics.jsonl is not one of a run&#39;s; left out"),
+    ("result.json", "[1]", "result.json cannot be read (result.json is not a run's)"),
+    ("config.json", "{}", "config.json cannot be read (config.json is not a run's); not counted"),
+    ("metrics.jsonl", "3\n", "line 1 of metrics.jsonl is none of a run's, or cut off: left out"),
     ("metrics.jsonl", '{"step": 1050000, "seed": 1, "eval/normalized_score": 49.0}\n',
-     "seed 1: result.json&#39;s last score is not the last evaluation in metrics.jsonl"),
+     "seed 1: the last score of result.json is not that of metrics.jsonl"),
 ])  # fmt: skip
-def test_a_broken_file_is_a_note_and_no_traceback(file, content, what, tmp_path, monkeypatch):
-    folder = write_experiment(tmp_path, "table5", "hopper-medium-v2", "DTQL", {1: [50.0]})
+def test_a_broken_file_is_a_note_and_no_traceback(file, content, what, tmp_path):
+    folder = write_run(tmp_path, DTQL_HOPPER, {1: [50.0]})
     (folder / file).write_text(content)
-    assert what in make_report(tmp_path, monkeypatch)[1]
+    markdown, html = make_report(tmp_path)
+    assert what in markdown and what in unescape(html)
 
 
-def test_a_cut_off_gz_file_is_read_as_far_as_it_goes(tmp_path):
-    folder = write_experiment(tmp_path, "local", experiments.LOCAL, "DTQL", {1: [*range(2000)]}, zipped=True)
-    content = (folder / "metrics.jsonl.gz").read_bytes()
-    (folder / "metrics.jsonl.gz").write_bytes(content[: len(content) // 2])
-    run = runs.read_run(folder)
-    assert 100 < len(run.lines) < 2000 and "metrics.jsonl.gz cannot be read beyond line" in run.notes[0]
-
-
-def test_text_from_files_is_shown_as_text(tmp_path, monkeypatch):
-    evil = "x/<script>alert(1)</script>|`$\\frac$"
-    folder = write_run(tmp_path / "evil", Setting(evil, "x", experiments.SRPO), {1: [1.0, 2.0]})
-    (folder / "command.txt").write_text("python srpo.py --env-id '<img src=x onerror=alert(1)>' | tee `log`")
-    markdown, html = make_report(tmp_path, monkeypatch)
-    assert "<script" not in html and "<img" not in html and "&lt;script&gt;" in html
-    assert not any(re.search(r"(?<!\\)<", x) for x in markdown.splitlines() if "`python" not in x)
-    rows, headers = (
-        [len(re.split(r"(?<!\\)\|", line)) for line in markdown.splitlines() if line.startswith(start)]
-        for start in ("| x/", "| task")
-    )
-    assert rows == headers and len(rows) == 3  # scores, cost, where from: no cell was split
-
-
-def test_runs_of_no_experiment_stand_by_what_is_their_own(tmp_path, monkeypatch):
-    of = Setting("walker2d-medium-v2", "x", experiments.DTQL)
-    write_run(tmp_path / "one", of, {1: [50.0]})
-    write_run(tmp_path / "two", of, {1: [60.0]}, alpha=2.0, lr_decay=False)
-    markdown, _ = make_report(tmp_path, monkeypatch)
-    assert rows_of(markdown, of.task, "dtql\\_gaussian", "1", "50.0")
-    row, *_ = rows_of(markdown, of.task, "dtql\\_gaussian, lr\\_decay False, alpha 2.0", "1")
-    assert row[3] == "60.0" and "twice" not in markdown
-    command = f"`python dtql_gaussian.py --env-id {of.task} --seed 1 --num-seeds 1 --no-lr-decay --alpha 2.0`"
-    assert command in markdown
-
-
-def test_entropies_and_times_stand_beside_the_papers(tmp_path, monkeypatch):
-    folder = write_experiment(tmp_path, "fig5", "antmaze-umaze-v0", "entropy 0", {1: [90.0], 2: [92.0]})
-    (folder / "entropy.json").write_text('{"unit": "nats", "seeds": {"1": -8.0, "2": -9.0}}')
-    folder = write_experiment(tmp_path, "table2", "antmaze-umaze-v0", "SRPO", {1: [1.0]})
-    markdown, _ = make_report(tmp_path, monkeypatch)
-    assert rows_of(markdown, "antmaze-umaze-v0", "entropy 0", "2", "-8.50 ± 0.71")
-    (row,) = rows_of(markdown, "antmaze-umaze-v0", "SRPO", "1", "1", "2.00")
-    assert row[4:8] == ["2.00", "9.42", "10.00", "24.71"]
-    acting = markdown.partition("Time to act")[2]
-    for label, candidates, theirs in (("DTQL", 1024, "0.35"), ("SRPO", 1, "0.22")):
-        (row,) = rows_of(acting, label)
-        assert row[1].endswith(f"({candidates})") and row[3] == theirs
-
-
-def test_a_reduced_sweep_does_not_mix_with_the_full_one(tmp_path, monkeypatch):
-    full, half = ({seed: [x] for seed in (1, 2, 3)} for x in (80.0, 40.0))
-    write_experiment(tmp_path, "local", experiments.LOCAL, "DTQL", full)
-    write_experiment(tmp_path / "budget-0.5", "local", experiments.LOCAL, "DTQL", half, train_steps=6000)
-    markdown, _ = make_report(tmp_path, monkeypatch)
-    before, reduced = markdown.split("(budget-0.5 of all steps)")
-    assert rows_of(before, experiments.LOCAL, "DTQL", "3", "80.0 ± 0.0†")
-    (row,) = rows_of(reduced, experiments.LOCAL, "DTQL", "3", "40.0 ± 0.0†")
-    assert "6000 of 12000 train steps" in row[-1] and "There twice" not in markdown
-
-
-def test_other_settings_than_the_tasks_own_are_marked(tmp_path, monkeypatch):
-    write_experiment(tmp_path, "table5", "hopper-medium-v2", "DTQL", {1: [70.0]}, alpha=7.0)
-    write_experiment(tmp_path, "fig5", "antmaze-umaze-v0", "entropy 0", {1: [90.0]})
-    markdown, _ = make_report(tmp_path, monkeypatch)
-    assert rows_of(markdown, "hopper-medium-v2", "DTQL", "1", "70.0†")[0][-1] == "alpha 7.0"
-    assert rows_of(markdown, "antmaze-umaze-v0", "entropy 0", "1", "90.0")  # the setting's own flag
-
-
-def test_the_best_score_is_of_the_steps_that_all_seeds_were_evaluated_at(tmp_path, monkeypatch):
-    write_experiment(tmp_path, "local", experiments.LOCAL, "KL", {1: [99.0, 10.0, 20.0, 30.0]})
-    write_experiment(tmp_path, "local", experiments.LOCAL, "KL", {2: [40.0, 50.0]})
-    markdown, _ = make_report(tmp_path, monkeypatch)
-    row, *_ = rows_of(markdown, experiments.LOCAL, "KL", "2")
-    assert row[3].startswith("40.0 ± 14.1") and row[4].startswith("40.0 ± 14.1")  # 30 and 50, not 99
-
-
-def test_broken_side_files_cost_no_scores(tmp_path, monkeypatch):
+def test_without_metrics_the_scores_are_there(tmp_path):
     for seed in (1, 2, 3):
-        folder = write_experiment(tmp_path, "local", experiments.LOCAL, "KL", {seed: [10.0, 20.0]})
-    (folder / "entropy.json").write_text("{")
+        folder = write_local(tmp_path, KL, {seed: [10.0, 20.0]})
     (folder / "metrics.jsonl").unlink()
-    markdown, _ = make_report(tmp_path, monkeypatch)
-    assert rows_of(markdown, experiments.LOCAL, "KL", "3", "20.0 ± 0.0†")
-    assert "entropy.json cannot be read" in markdown and "no metrics.jsonl" in markdown
+    markdown, _ = make_report(tmp_path)
+    assert score_of(markdown, LOCAL, "KL")["last"] == "20.0 ± 0.0†"
+    assert f"{folder}: metrics.jsonl cannot be read to its end" in markdown
     assert "score over training" in markdown  # of the other seeds
 
 
-def test_the_readmes_block(tmp_path, monkeypatch, capsys):
-    for label, scores in (("DTQL", (70, 75, 80, 85, 90)), ("KL", (20, 20, 20, 20, 20))):
+def test_a_cut_off_gz_file_is_read_as_far_as_it_goes(tmp_path):
+    folder = write_local(tmp_path, DTQL, {1: [*range(2000)]}, zipped=True)
+    content = (folder / "metrics.jsonl.gz").read_bytes()
+    (folder / "metrics.jsonl.gz").write_bytes(content[: len(content) // 2])
+    run = report.read_run(folder)
+    assert 100 < len(run.lines) < 2000 and "metrics.jsonl.gz cannot be read to its end" in run.notes[0]
+
+
+def test_text_from_files_is_shown_as_text(tmp_path):
+    evil = "x/<script>alert(1)</script>|`$\\frac$"
+    folder = write_run(tmp_path, Setting(evil, "", SRPO), {1: [1.0, 2.0]})
+    (folder / "command.txt").write_text("python srpo.py --env-id '<img src=x onerror=alert(1)>' | tee `log`")
+    markdown, html = make_report(tmp_path)
+    assert "<script" not in html and "<img" not in html and "&lt;script&gt;" in html
+    assert "<script" not in markdown and "<img" not in markdown
+    rows = [row for row in rows_of(markdown) if "script" in row.get("task", "")]
+    assert len(rows) == 3  # no cell was split
+
+
+def test_runs_of_no_experiment_stand_by_what_is_their_own(tmp_path):
+    of = Setting(WALKER, "", experiments.IMPLICIT)
+    write_run(tmp_path / "one", of, {1: [50.0]})
+    write_run(tmp_path / "two", of, {1: [60.0]}, alpha=2.0, precondition=True)
+    markdown, _ = make_report(tmp_path)
+    assert score_of(markdown, WALKER, "dtql_implicit")["last"] == "50.0"
+    row = score_of(markdown, WALKER, "dtql_implicit, alpha 2.0, precondition True")
+    assert row["last"] == "60.0" and "There twice" not in markdown
+
+
+def test_times_stand_beside_the_papers(tmp_path):
+    (of,) = [x for x in EXPERIMENTS["table2"].settings if x.label == "SRPO"]
+    write_run(tmp_path, of, {1: [1.0]})
+    row = row_of(make_report(tmp_path)[0], algorithm="SRPO", runs="1")
+    assert (row["training h"], row["paper, h"]) == ("2.00", "9.42")
+    assert (row["s per 1000 steps"], row["paper, s"]) == ("10.00", "24.71")
+
+
+def test_a_reduced_sweep_does_not_mix_with_the_full_one(tmp_path):
+    write_local(tmp_path, DTQL, {seed: [80.0] for seed in (1, 2, 3)})
+    write_local(tmp_path / "budget-0.5", DTQL, {seed: [40.0] for seed in (1, 2, 3)}, train_steps=6000)
+    markdown, _ = make_report(tmp_path)
+    before, reduced = markdown.split("(budget-0.5 of all steps)")
+    assert score_of(before, LOCAL, "DTQL")["last"] == "80.0 ± 0.0†"
+    row = score_of(reduced, LOCAL, "DTQL")
+    assert row["last"] == "40.0 ± 0.0†" and "6000 of 12000 train steps" in row["† because"]
+    assert "There twice" not in markdown
+
+
+def test_the_best_score_is_of_the_steps_that_all_seeds_were_evaluated_at(tmp_path):
+    write_local(tmp_path, KL, {1: [99.0, 10.0, 20.0, 30.0]})
+    write_local(tmp_path, KL, {2: [40.0, 50.0]})
+    row = score_of(make_report(tmp_path)[0], LOCAL, "KL")
+    assert row["last"].startswith("40.0 ± 14.1") and row["best"].startswith("40.0 ± 14.1")  # 30, 50; not 99
+
+
+def test_an_experiment_of_whose_runs_all_stand_before_is_not_shown_again(tmp_path):
+    """DTQL's runs of Table 1 are also in Tables 5 and 6, which need another algorithm's."""
+    write_run(tmp_path, DTQL_HOPPER, {1: [1.0]})
+    assert [x.name for x in report.collect(tmp_path)] == ["table1"]
+    write_run(tmp_path, KL_HOPPER, {1: [1.0]})
+    assert [x.name for x in report.collect(tmp_path)] == ["table1", "table5"]
+
+
+def test_the_readmes_block(tmp_path, capsys):
+    for script, scores in ((DTQL, (70, 75, 80, 85, 90)), (KL, (20, 20, 20, 20, 20))):
         for seed, score in enumerate(scores, 1):
-            write_experiment(tmp_path, "local", experiments.LOCAL, label, {seed: [99.0, score]})
-    monkeypatch.setattr(sys, "argv", ["report.py", str(tmp_path), "--readme"])
-    report.main()
+            write_local(tmp_path, script, {seed: [99.0, score]})
+    report.main([str(tmp_path), "--readme"])
     block = capsys.readouterr().out
-    assert rows_of(block, "the dataset's mean episode", "51.2")
-    (row,) = rows_of(block, "DTQL", "80.0 ± 7.9")
-    assert re.fullmatch(r"80\.0 \(7\d\.\d to 8\d\.\d\)", row[2]) and row[3:] == [
-        "70, 75, 80, 85, 90",
-        "99.0 ± 0.0",
-    ]
-    assert rows_of(block, "KL", "20.0 ± 0.0", "20.0 (20.0 to 20.0)")
+    assert row_of(block, policy="the dataset's mean episode")["score, mean ± std over seeds"] == "51.2"
+    row = row_of(block, policy="DTQL", **{"each seed": "70, 75, 80, 85, 90"})
+    assert row["score, mean ± std over seeds"] == "80.0 ± 7.9"
+    assert re.fullmatch(r"80\.0 \(7\d\.\d to 8\d\.\d\)", row["IQM (95 % interval)"])
+    assert row_of(block, policy="KL")["IQM (95 % interval)"] == "20.0 (20.0 to 20.0)"
     assert "5 seeds, 10 episodes for each, commit c0ffeec0ff" in block
     assert not (tmp_path / "report.md").exists()
 
 
-def test_the_report_of_the_same_files_is_the_same(tmp_path, monkeypatch):
-    scores = {1: [10.0, 20.0], 2: [1.0, 2.0], 3: [3.0, 5.0]}
-    write_experiment(tmp_path, "local", experiments.LOCAL, "DTQL", scores)
-    assert make_report(tmp_path, monkeypatch) == make_report(tmp_path, monkeypatch)
+def test_the_report_of_the_same_files_is_the_same(tmp_path):
+    write_local(tmp_path, DTQL, {1: [10.0, 20.0], 2: [1.0, 2.0], 3: [3.0, 5.0]})
+    assert make_report(tmp_path) == make_report(tmp_path)
 
 
 @pytest.mark.parametrize("flags, what", [
@@ -446,20 +449,19 @@ def test_the_report_of_the_same_files_is_the_same(tmp_path, monkeypatch):
 ])  # fmt: skip
 def test_a_folder_without_runs_is_one_line_and_exit_code_2(flags, what, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["report.py", *flags])
-    with pytest.raises(SystemExit) as stopped:
-        report.main()
+    with pytest.raises(SystemExit, match="2"):
+        report.main(flags)
     error = capsys.readouterr().err
-    assert stopped.value.code == 2 and error.count("\n") == 1 and what in error
-    assert list(tmp_path.iterdir()) == []
+    assert error.count("\n") == 1 and what in error and not list(tmp_path.iterdir())
 
 
-def test_a_run_of_the_script_itself_is_reported_as_it_said(tmp_path, monkeypatch):
-    flags = ["--no-compile", "--pretrain-steps", 2, "--train-steps", 2, "--batch-size", 8, "--num-seeds", 3]
-    flags += ["--eval-episodes", 1, "--eval-candidates", 1, "--eval-workers", 0, "--run-dir", "runs/mine"]
+def test_a_run_of_the_script_itself_is_reported_as_it_said(tmp_path):
+    flags = ["--pretrain-steps", 2, "--train-steps", 2, "--batch-size", 8, "--num-seeds", 3]
+    flags += ["--eval-episodes", 1, "--eval-candidates", 1, "--run-dir", "runs/mine"]
     ran = run_script("dtql_gaussian.py", *flags, cwd=tmp_path)
     assert ran.returncode == 0, ran.stderr
-    markdown, _ = make_report(tmp_path / "runs", monkeypatch)
-    said = re.search(r"score (-?[\d.]+ ± [\d.]+) \(last, 3 seeds", ran.stdout)[1]
-    (row,) = [x for x in rows_of(markdown, "local/hopper/medium-v0") if x[3] == f"{said}†"]
-    assert row[2] == "3" and "2 of 12000 train steps; 1 of 10 eval episodes" in row[-1]
+    markdown, _ = make_report(tmp_path / "runs")
+    said = re.search(r"score (-?[\d.]+ ± [\d.]+) \(last, 3 seeds", ran.stdout + ran.stderr)[1]
+    row = score_of(markdown, LOCAL, "dtql_gaussian, eval_candidates 1, batch_size 8")
+    assert (row["seeds"], row["last"], row["metric"]) == ("3", f"{said}†", "Minari score")
+    assert "2 of 12000 train steps" in row["† because"]

@@ -1,96 +1,100 @@
-"""Whole runs of the scripts as a user starts them: files, resuming, seeds, evaluation of saved models."""
+"""Whole runs: their files, the same after any kill, resuming, evaluation of saved models, W&B."""
 
 import dataclasses
+import fcntl
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
 import sys
-import time
+import threading
 from pathlib import Path
 
 import pytest
 import torch
-from helpers import ROOT, SCRIPTS, load_script, run_script, script_env, write_d4rl
+from helpers import (
+    ROOT,
+    SCRIPTS,
+    fast_flags,
+    fork_script,
+    load_script,
+    run_script,
+    script_env,
+    train,
+    write_d4rl,
+)
 
-SHORT = (
-    "--no-compile --num-seeds 2 --batch-size 32 --learning-rate 3e-4 --eval-every 50 --eval-episodes 2 "
-    "--checkpoint-every 13"
-).split()
+SCRIPT = SCRIPTS[0]  # for what is the same code in all four
+KILL, INTERRUPT = signal.SIGKILL, signal.SIGINT
+EVERY = 13  # steps between checkpoints
 
 
 def short(script: str) -> list[str]:
-    """Flags of a run of 180 steps, the last phase from 60 on; it evaluates three times."""
+    """Flags of a run of 180 steps, the last phase from 60 on; it evaluates at steps 110, 160 and 180."""
     *before, last = load_script(script).PHASES
     steps = {name: 60 // len(before) for name in before} | {last: 120}
-    flags = [flag for name, n in steps.items() for flag in (f"--{name}-steps", str(n))]
-    return [*SHORT, *flags, *specific(script)]
+    flags = (
+        "--device cpu --num-seeds 2 --batch-size 32 --learning-rate 3e-4 --eval-every 50 --eval-episodes 2"
+    )
+    flags += " --behavior-batch-size 32" if script == "srpo.py" else " --eval-candidates 8"
+    flags += f" --checkpoint-every {EVERY}"
+    return [*flags.split(), *(flag for name, n in steps.items() for flag in (f"--{name}-steps", str(n)))]
 
 
-def specific(script: str) -> list[str]:
-    """What the scripts differ in: SRPO's policy has a single candidate, and a batch size more."""
-    return ["--behavior-batch-size", "32"] if script == "srpo.py" else ["--eval-candidates", "8"]
-
-
-def metrics(run_dir) -> list[dict]:
+def metrics(run_dir: Path) -> list[dict]:
     """metrics.jsonl without the times in it."""
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in line.items() if k != "steps_per_second"} for line in lines]
 
 
-def load(path) -> dict:
+def load(path: Path) -> dict:
     return torch.load(path, weights_only=True)
 
 
-def assert_equal_runs(a, b, in_order=True) -> None:
-    """The same final weights, bit for bit, and the same metrics; an evaluation beside training may end after
-    later losses were written."""
+def assert_equal_runs(a: Path, b: Path) -> None:
+    """The same final weights, bit for bit, and the same metrics."""
     weights_a, weights_b = load(a / "model.pt")["agent"], load(b / "model.pt")["agent"]
     assert weights_a.keys() == weights_b.keys()
-    assert all(torch.equal(weights_a[name], weights_b[name]) for name in weights_a)
-    order = lambda line: (0,) if in_order else (line["step"], line["seed"], "eval/return" in line)
-    assert sorted(metrics(a), key=order) == sorted(metrics(b), key=order)
-    assert not list(b.glob("snapshot*"))
+    assert [name for name in weights_a if not torch.equal(weights_a[name], weights_b[name])] == []
+    assert metrics(a) == metrics(b)
 
 
 @pytest.fixture(scope="module", params=SCRIPTS)
 def finished(request, tmp_path_factory):
-    """(script, the directory of an uninterrupted run, its output)."""
+    """(script, the directory of an undisturbed run, its output)."""
     home = tmp_path_factory.mktemp("finished")
-    done = run_script(request.param, *short(request.param), "--run-dir", "run", cwd=home)
+    done = fork_script(request.param, *short(request.param), "--run-dir", "run", cwd=home)
     assert done.returncode == 0, done.stderr
     return request.param, home / "run", done.stdout
-
-
-def workers(script: str) -> list[str]:
-    """One script evaluates in a process of its own, beside training."""
-    return ["--eval-workers", "1"] if script == SCRIPTS[0] else []
-
-
-def start(script, run_dir, home, *flags):
-    command = [sys.executable, ROOT / script, *short(script), "--run-dir", run_dir, *flags]
-    return subprocess.Popen(
-        list(map(str, command)), cwd=home, env=script_env(home), text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
-    )  # fmt: skip
-
-
-def wait_for_checkpoint(process, path, step: int) -> None:
-    """Returns once path holds this step or a later one, or the process has ended."""
-    while process.poll() is None and not (path.exists() and load(path)["state"]["step"] >= step):
-        time.sleep(0.01)
 
 
 def test_a_run_writes_what_it_promises(finished):
     script, run_dir, output = finished
     module = load_script(script)
     config = json.loads((run_dir / "config.json").read_text())
-    assert set(module.Args.__dataclass_fields__) <= config.keys()
-    settings = module.settings_of(config["env_id"])
-    assert None not in [config[name] for name in settings]  # resolved, not left to the reader
+    fields = set(module.Args.__dataclass_fields__)
+    described = {
+        "script",
+        "id",
+        "dataset",
+        "dataset_sha256",
+        "action_low",
+        "action_high",
+        "obs_dim",
+        "action_dim",
+    }
+    assert fields | described | {"git_commit", "versions"} == config.keys()
+    assert None not in [config[name] for name in module.settings_of(config["env_id"])]  # resolved
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
+    assert (config["script"], config["git_commit"]) == (script, commit.strip() or None)
+    assert (config["obs_dim"], config["action_dim"], config["action_high"]) == (11, 3, [1, 1, 1])
     result = json.loads((run_dir / "result.json").read_text())
+    assert {name: x for name, x in result.items() if name in config} == config
+    assert (result["metric"], result["step"], result["peak_memory_mib"]) == ("Minari score", 180, 0)
+    assert result["train_seconds"] > 0 and result["eval_seconds"] > 0
     lines = metrics(run_dir)
     evaluations = [line for line in lines if "eval/returns" in line]
     assert [(line["step"], line["seed"]) for line in evaluations] == [
@@ -103,230 +107,257 @@ def test_a_run_writes_what_it_promises(finished):
     for seed in (1, 2):
         scores = [line["eval/normalized_score"] for line in evaluations if line["seed"] == seed]
         assert result["seeds"][str(seed)] == pytest.approx({"last": scores[-1], "best": max(scores)})
-    assert f"(last, 2 seeds × 2 episodes)\nwrote {run_dir.name}\n" in output
-    losses = [line for line in lines if line["seed"] == 1 and line not in evaluations]
-    ends = [30, 60, 180] if script == "srpo.py" else [60, 180]
-    assert [line["step"] for line in losses] == ends  # of the phases
+    assert f"writing run; after an interruption: python {script} --resume run\n" in output
+    assert "(last, 2 seeds × 2 episodes)\nwrote run: " in output
+    losses = [line for line in lines if line["seed"] == 1]
+    ends = {30, 60, 110, 160, 180} if script == "srpo.py" else {60, 110, 160, 180}
+    assert [line["step"] for line in losses] == sorted(ends | {*range(EVERY, 180, EVERY)})
     assert "policy_q" in losses[-1] and "policy_q" not in losses[0]  # only what the phase trains
     if script != "srpo.py":
-        assert losses[1]["bc_loss"] < 0.9 * losses[0]["bc_loss"]
+        assert losses[-1]["bc_loss"] < 0.9 * losses[0]["bc_loss"]
     assert not list(run_dir.glob("*.part"))
 
 
-def test_kill_9_in_each_phase_and_resume_gives_the_uninterrupted_run(finished, tmp_path):
+def test_one_command_gives_one_run(finished, tmp_path):
+    script, run_dir, output = finished
+    run = run_script if script == SCRIPTS[0] else fork_script
+    done = run(script, *short(script), "--run-dir", "run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert_equal_runs(run_dir, tmp_path / "run")
+    again, first = (json.loads((x / "config.json").read_text()) for x in (tmp_path / "run", run_dir))
+    assert again["id"] != first["id"] and again | {"id": ""} == first | {"id": ""}
+
+
+def kill_often(script: str, home: Path, *flags, seed: int, env: dict, few: bool = False) -> None:
+    """The run, killed at random moments of every kind, or of a few, and resumed each time."""
+    rng, step = random.Random(seed), 0
+    checkpoints = lambda: len({*range(EVERY, 180, EVERY), 180} - {*range(step + 1)})  # yet to be written
+    run = lambda at=None, *flags: fork_script(script, *flags, cwd=home, env=env, at=at)
+    begin, resume = (*short(script), *flags, "--run-dir", "run"), ("--resume", "run")
+    assert run(("os.fsync", 1, KILL), *begin).returncode == -KILL  # between mkdir and config.json
+    assert not (home / "run/config.json").exists()
+    assert run(("torch.randint", rng.randint(1, EVERY), KILL), *begin).returncode == -KILL
+    assert not (home / "run/checkpoint.pt").exists()
+    moments = [
+        lambda: ("torch.randint", rng.randint(EVERY + 1, 59)),  # in a step before the last phase
+        lambda: ("os.replace", rng.randint(2, 4)),  # before the checkpoint has its name; config.json is first
+        lambda: ("act", rng.randint(1, 9)),  # in the evaluation at step 110
+        lambda: ("torch.randint", rng.randint(7, 60)),  # after a line of metrics and before its checkpoint
+        lambda: ("os.fsync", rng.randint(2, 3)),  # in the middle of a checkpoint
+        lambda: ("os.replace", checkpoints() + 2),  # after the last step, before model.pt
+        lambda: ("os.replace", checkpoints() + 3),  # between model.pt and result.json
+    ]
+    for moment in moments[2:4] if few else moments:
+        done = run((*moment(), KILL), *resume)
+        assert done.returncode == -KILL, done.stderr
+        assert not (home / "run/result.json").exists()
+        step = load(home / "run/checkpoint.pt")["state"]["step"]
+    assert few or step == 180
+    done = run(None, *resume)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_run_killed_at_any_moment_and_resumed_is_the_undisturbed_one(finished, tmp_path):
     script, whole, _ = finished
-    delay = random.Random(0)
-    for step in (13, 39, 78):  # SRPO's phases end at 30 and 60, the others' first one at 60
-        process = start(script, "run", tmp_path, "--resume", *workers(script))
-        wait_for_checkpoint(process, tmp_path / "run" / "checkpoint.pt", step)
-        time.sleep(delay.random() / 4)  # into the steps, evaluations and writes that follow
-        process.kill()
-        process.communicate()
-        assert not (tmp_path / "run" / "result.json").exists()
-    done = run_script(script, *short(script), "--run-dir", "run", "--resume", cwd=tmp_path)
+    kill_often(script, tmp_path, seed=SCRIPTS.index(script), env={})
+    assert_equal_runs(whole, tmp_path / "run")
+
+
+ALL_COMPILED = "ALL_COMPILED" in os.environ  # all four, and at all moments: minutes
+
+
+@pytest.mark.parametrize("script", SCRIPTS if ALL_COMPILED else SCRIPTS[:1])
+def test_a_compiled_run_killed_at_any_moment_and_resumed_is_the_undisturbed_one(script, tmp_path):
+    env = {"TORCHINDUCTOR_COMPILE_THREADS": "1"}
+    done = fork_script(script, *short(script), "--compile", "--run-dir", "whole", cwd=tmp_path, env=env)
     assert done.returncode == 0, done.stderr
-    assert "resuming run at step" in done.stdout
-    assert_equal_runs(whole, tmp_path / "run", in_order=not workers(script))
+    kill_often(script, tmp_path, "--compile", seed=9, env=env, few=not ALL_COMPILED)
+    assert_equal_runs(tmp_path / "whole", tmp_path / "run")
 
 
-def test_ctrl_c_writes_a_checkpoint_and_says_how_to_resume(finished, tmp_path):
+def test_ctrl_c_ends_in_one_line_that_continues_the_run(finished, tmp_path):
     script, whole, _ = finished
-    process = start(script, "run", tmp_path, *workers(script))
-    wait_for_checkpoint(process, tmp_path / "run" / "checkpoint.pt", 1)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate()
-    assert process.returncode == 130
-    assert "Traceback" not in errors
-    saved = load(tmp_path / "run" / "checkpoint.pt")["state"]["step"]
-    assert f"interrupted at step {saved}; to continue: python {ROOT / script}" in errors
-    command = errors.rpartition("to continue: python ")[2].split()
-    done = subprocess.run([sys.executable, *command], cwd=tmp_path, env=script_env(tmp_path), text=True)
-    assert done.returncode == 0
-    assert_equal_runs(whole, tmp_path / "run", in_order=not workers(script))
+    at = ("torch.randint", random.Random(script).randint(1, 179), INTERRUPT)
+    done = fork_script(script, *short(script), "--run-dir", "run", cwd=tmp_path, at=at)
+    assert done.returncode == 130
+    assert re.fullmatch(f"{script}: .*--resume.*\n", done.stderr)
+    flags = re.search(f"after an interruption: python {script} (.*)", done.stdout)[1].split()
+    assert fork_script(script, *flags, cwd=tmp_path).returncode == 0
+    assert_equal_runs(whole, tmp_path / "run")
 
 
-only_first = pytest.mark.parametrize("finished", SCRIPTS[:1], indirect=True)  # the others have its code
-
-
-@only_first
-@pytest.mark.parametrize("count", [1, 2])
-def test_evaluation_beside_training_gives_the_run_that_evaluates_in_place(finished, count, tmp_path):
-    script, in_place, output = finished
-    done = run_script(script, *short(script), "--eval-workers", count, "--run-dir", "run", cwd=tmp_path)
+def test_a_finished_run_goes_on_for_more_steps(finished, tmp_path):
+    script, whole, _ = finished
+    shutil.copytree(whole, tmp_path / "run")
+    last = [*load_script(script).PHASES][-1]
+    done = fork_script(script, "--resume", "run", cwd=tmp_path)  # for no more
     assert done.returncode == 0, done.stderr
-    assert_equal_runs(in_place, tmp_path / "run", in_order=False)
-    done = run_script(script, "--eval-only", "run/model.pt", "--eval-workers", count, cwd=tmp_path)
-    assert done.stdout in output
-
-
-@only_first
-def test_an_evaluation_that_ctrl_c_cut_is_done_by_the_resumed_run(finished, tmp_path):
-    script, in_place, _ = finished
-    process = start(script, "run", tmp_path, "--eval-workers", "1")
-    wait_for(process, tmp_path / "run" / "snapshot-110.pt")
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 130 and "Traceback" not in errors
-    done = run_script(script, *short(script), "--run-dir", "run", "--resume", cwd=tmp_path)
+    assert_equal_runs(whole, tmp_path / "run")
+    done = fork_script(script, "--resume", "run", f"--{last}-steps", "130", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert_equal_runs(in_place, tmp_path / "run", in_order=False)
+    before, after = metrics(whole), metrics(tmp_path / "run")
+    assert after[: len(before)] == before
+    assert {line["step"] for line in after[len(before) :]} == {182, 190}
+    assert json.loads((tmp_path / "run/result.json").read_text())["step"] == 190
+    assert json.loads((tmp_path / "run/config.json").read_text())[f"{last}_steps"] == 130
+    weights = [load(x / "model.pt")["agent"] for x in (whole, tmp_path / "run")]
+    assert not all(torch.equal(weights[0][name], x) for name, x in weights[1].items() if "policy" in name)
 
 
-def wait_for(process, path: Path) -> None:
-    while process.poll() is None and not path.exists():
-        time.sleep(0.01)
+def test_more_steps_later_are_as_many_at_once(home):
+    """With a constant learning rate; the same code in all four, of which one always decays it."""
+    flags = [*fast_flags(SCRIPT), "--lr-schedule", "constant"]
+    train(SCRIPT, *flags, "--run-dir", "grown")
+    train(SCRIPT, "--resume", "grown", "--train-steps", 5)
+    train(SCRIPT, *flags, "--train-steps", 5, "--run-dir", "whole")
+    weights = [load(Path(x, "model.pt"))["agent"] for x in ("grown", "whole")]
+    assert all(torch.equal(weights[0][name], x) for name, x in weights[1].items())
 
 
-def worker_ids(pid: int) -> set[int]:
-    """Processes of the workers; multiprocessing has one more, of its own."""
-    ids = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return {int(i) for i in ids if "spawn_main" in Path(f"/proc/{i}/cmdline").read_text()}
-
-
-@pytest.fixture
-def evaluating(tmp_path):
-    """A run whose two workers are at an evaluation that takes long, and these processes' ids."""
-    process = start(SCRIPTS[0], "run", tmp_path, "--eval-workers", "2", "--eval-episodes", "100000")
-    wait_for(process, tmp_path / "run" / "snapshot-110.pt")
-    yield process, worker_ids(process.pid)
-    process.kill()
-    process.communicate(timeout=120)
-
-
-def wait_for_end(pids: set[int]) -> None:
-    deadline = time.monotonic() + 60
-    while any(Path(f"/proc/{pid}").exists() for pid in pids):
-        assert time.monotonic() < deadline, "a process outlives its run"
-        time.sleep(0.01)
-
-
-def test_workers_end_with_a_run_that_was_killed(evaluating):
-    process, pids = evaluating
-    assert len(pids) == 2
-    process.kill()
-    process.wait(timeout=60)
-    wait_for_end(pids)
-
-
-def test_ctrl_c_does_not_wait_for_an_evaluation(evaluating, tmp_path):
-    process, pids = evaluating
-    os.killpg(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 130 and "Traceback" not in errors
-    wait_for_end(pids)
-    state = load(tmp_path / "run" / "checkpoint.pt")["state"]
-    assert (state["evaluating"], state["evaluated"]) == (110, 0)
-    assert (tmp_path / "run" / "snapshot-110.pt").exists()  # so that it is done when the run goes on
-
-
-def test_a_worker_that_dies_ends_the_run_in_one_line(evaluating, tmp_path):
-    process, pids = evaluating
-    os.kill(min(pids), signal.SIGKILL)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 1 and "Traceback" not in errors
-    assert "an evaluation process died" in errors.splitlines()[-1]
-
-
-def test_a_worker_that_died_before_its_first_evaluation_ends_the_run_in_one_line(tmp_path):
-    process = start(SCRIPTS[0], "run", tmp_path, "--eval-workers", "1")
-    wait_for(process, tmp_path / "run" / "checkpoint.pt")  # of step 13
-    os.kill(*worker_ids(process.pid), signal.SIGKILL)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 1 and "Traceback" not in errors
-    assert "an evaluation process died" in errors.splitlines()[-1]
-
-
-def test_a_seed_learns_the_same_alone_and_beside_others(finished, tmp_path):
-    script, together, _ = finished
-    flags = ["--seed" if flag == "--num-seeds" else flag for flag in short(script)]  # --seed 2, alone
-    done = run_script(script, *flags, "--run-dir", "run", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    beside = [line for line in metrics(together) if line["seed"] == 2]
-    alone = metrics(tmp_path / "run")
-    assert [line["step"] for line in alone] == [line["step"] for line in beside]
-    for a, b in zip(alone, beside):
-        for name in a:
-            if not name.startswith("eval/"):  # an episode of Hopper amplifies rounding without bound
-                assert a[name] == pytest.approx(b[name], rel=1e-2, abs=1e-2), name
-
-
-def test_a_saved_model_acts_as_the_training_process_did(finished, tmp_path):
-    script, run_dir, _ = finished
+def test_a_saved_model_acts_as_the_training_process_did(finished, home):
+    script, run_dir, output = finished
     last = [line for line in metrics(run_dir) if "eval/returns" in line][-2:]
-    score = sum(line["eval/normalized_score"] for line in last) / 2
-    for name in ("model.pt", "checkpoint.pt"):
-        done = run_script(script, "--eval-only", run_dir / name, cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.startswith(f"score {score:.1f} ")
+    done = fork_script(script, "--eval-only", run_dir, cwd=home)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == next(line for line in output.splitlines()[::-1] if "(last" in line) + "\n"
     module = load_script(script)
-    saved = load(run_dir / "model.pt")
-    args = module.saved_args(saved["config"])
-    agent = module.load_agent(saved, args, torch.device("cpu"))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as the subprocess had
-    task = module.load_task(args.env_id)
-    returns, lengths = module.evaluate(agent, task.make_env, range(2))
-    torch.set_num_threads(threads)
-    assert returns.tolist() == [line["eval/returns"] for line in last]
-    assert lengths.tolist() == [line["eval/lengths"] for line in last]
+    args = module.parse_args(["--eval-only", str(run_dir)])
+    device, task = module.resolve(args), module.load_task(args.env_id)
+    agent = module.Agent(*task.sizes, args, device)
+    agent.load_state_dict(load(run_dir / "model.pt")["agent"])
+    state = torch.get_rng_state()
+    values = module.evaluate(agent, task, args)
+    assert torch.equal(torch.get_rng_state(), state)
+    for name in ("eval/returns", "eval/lengths", "eval/normalized_score"):
+        assert values[name].tolist() == [line[name] for line in last]
+    done = fork_script(script, "--eval-only", run_dir, "--eval-episodes", "3", cwd=home)
+    assert "2 seeds × 3 episodes" in done.stdout
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_each_phase_starts_once_whenever_the_run_is_cut(script, tmp_path, monkeypatch):
+def test_each_phase_starts_once_whenever_the_run_is_cut(script, home, monkeypatch):
     """Cut after each step and resumed: the same starts and updates in the same order."""
     module = load_script(script)
-    monkeypatch.setenv("D4RL_DATASET_DIR", str(tmp_path))
-    monkeypatch.setattr(module.signal, "signal", lambda *_: None)
-    write_d4rl(tmp_path / "hopper_medium-v2.hdf5")
-    events, expected = [], []
-    for name, phase in module.PHASES.items():
+    write_d4rl(home / ".d4rl/datasets/hopper_medium-v2.hdf5")
+    events, expected, write = [], [], module.write
+    for name in module.PHASES:
         expected += [f"start {name}"] + [name] * 2
-        update = lambda *args, name=name: events.append(name) or {"loss": torch.zeros(1)}
-        start = lambda agent, name=name: events.append(f"start {name}")
-        monkeypatch.setitem(module.PHASES, name, dataclasses.replace(phase, update=update, start=start))
-    steps = {f"{name}_steps": 2 for name in module.PHASES}
-    args = dict(env_id="hopper-medium-v2", eval_episodes=0, compile=False, checkpoint_every=1, **steps)
-    save, n = module.save_model, 2 * len(module.PHASES)
+        update = lambda *_, name=name: events.append(name) or {"loss": torch.zeros(1)}
+        monkeypatch.setitem(module.PHASES, name, update)
+        monkeypatch.setitem(module.STARTS, name, lambda agent, name=name: events.append(f"start {name}"))
+    flags = ["--env-id", "hopper-medium-v2", *fast_flags(script), "--checkpoint-every", "1"]
+    n = 2 * len(module.PHASES)
     for cut in range(1, n + 1):
-        calls = iter(range(1, n + 1))
+        checkpoints = iter(range(1, n + 1))
 
-        def save_and_die(*args, **state):
-            save(*args, **state)
-            if next(calls) == cut:
+        def write_and_die(path, content):
+            write(path, content)
+            if path.name == "checkpoint.pt" and next(checkpoints) == cut:
                 raise KeyboardInterrupt
 
-        run = {"run_dir": str(tmp_path / str(cut)), "resume": True}
         with monkeypatch.context() as patch:
-            patch.setattr(module, "save_model", save_and_die)
+            patch.setattr(module, "write", write_and_die)
             with pytest.raises(KeyboardInterrupt):
-                module.train(module.Args(**args, **run))
+                train(script, *flags, "--run-dir", cut)
         assert len([event for event in events if not event.startswith("start")]) == cut
-        module.train(module.Args(**args, **run))
+        train(script, "--resume", cut)
         assert events == expected
         events.clear()
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_a_script_copied_alone_runs_on_a_minari_dataset(script, tmp_path):
-    shutil.copy(ROOT / script, tmp_path)
-    shutil.copytree(
-        ROOT / "datasets" / "local" / "hopper" / "medium-replay-v0", tmp_path / "sets/mine/hop/replay-v3"
-    )
+# ------------------------------------------------------------------------------------ the same code in all
+def test_two_processes_do_not_train_in_one_directory(home):
+    train(SCRIPT, *fast_flags(SCRIPT), "--run-dir", "run")
+    before = Path("run/metrics.jsonl").read_bytes()
+    with open("run/metrics.jsonl", "a") as first:
+        fcntl.flock(first, fcntl.LOCK_EX)  # as the process does that trains
+        with pytest.raises(load_script(SCRIPT).InputError, match="another process trains in run"):
+            train(SCRIPT, "--resume", "run")
+    assert Path("run/metrics.jsonl").read_bytes() == before
+    train(SCRIPT, "--resume", "run")
+
+
+def test_a_file_system_without_locks_will_do(home, monkeypatch):
+    def no_locks(file, operation):
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    train(SCRIPT, *fast_flags(SCRIPT), "--run-dir", "run")
+    assert Path("run/result.json").exists()
+
+
+def test_runs_of_one_second_have_directories_of_their_own(home, monkeypatch):
+    monkeypatch.setattr(load_script(SCRIPT).time, "time", lambda: 1.7e9)
+    results = [train(SCRIPT, *fast_flags(SCRIPT), "--alpha", alpha) for alpha in (1, 5)]
+    assert len({*Path("runs").iterdir()}) == len({result["id"] for result in results}) == 2
+
+
+def test_a_tilde_is_the_home_directory_in_every_flag(home):
+    train(SCRIPT, *fast_flags(SCRIPT), "--run-dir", "~/a")
+    train(SCRIPT, "--resume", "~/a")
+    assert load_script(SCRIPT).parse_args(["--eval-only", "~/a"]).batch_size == 8
+    assert [path.name for path in home.iterdir()] == ["a"]
+
+
+def test_training_in_a_thread_of_a_notebook_leaves_its_signals_alone(home, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["ipykernel_launcher.py", "-f", "kernel.json"])
+    handler, module = signal.getsignal(INTERRUPT), load_script(SCRIPT)
+    steps = {f"{phase}_steps": 2 for phase in module.PHASES}
+    args = module.Args(**steps, eval_episodes=0, batch_size=8, device="cpu", run_dir="run")
+    thread = threading.Thread(target=module.train, args=[dataclasses.replace(args)])
+    thread.start()
+    thread.join()
+    assert Path("run/result.json").exists() and signal.getsignal(INTERRUPT) is handler
+
+
+def test_the_program_s_own_errors_keep_their_traceback(home):
+    code = f"""
+import sys; sys.path.insert(0, {str(ROOT)!r}); sys.argv = sys.argv[1:]
+import dtql_gaussian as script
+def update(agent, batch, args): raise ValueError("planted")
+script.PHASES["train"] = update
+script.main()"""
+    command = [sys.executable, "-c", code, SCRIPT, *fast_flags(SCRIPT), "--run-dir", "run"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr and done.stderr.endswith("ValueError: planted\n")
+    train(SCRIPT, "--resume", "run")  # and nothing is lost
+
+
+def test_a_script_copied_alone_runs_on_a_minari_dataset(tmp_path):
+    shutil.copy(ROOT / SCRIPT, tmp_path)
+    data = ROOT / "datasets/local/hopper/medium-replay-v0"
+    shutil.copytree(data, tmp_path / "sets/mine/hop/replay-v3")
     env = script_env(tmp_path, MINARI_DATASETS_PATH=str(tmp_path / "sets"))
     run = lambda *flags: subprocess.run(
-        [sys.executable, script, *flags], cwd=tmp_path, env=env, text=True, capture_output=True
+        [sys.executable, SCRIPT, *flags], cwd=tmp_path, env=env, text=True, capture_output=True
     )
-    assert "--expectile" in run("--help").stdout
-    done = run(*short(script), "--env-id", "mine/hop/replay-v3", "--run-dir", "run")
+    assert re.search(r"--expectile.*?τ of the expectile", run("--help").stdout, re.DOTALL)
+    flags = *fast_flags(SCRIPT), "--eval-episodes", "1", "--run-dir", "run"
+    done = run(*flags, "--env-id", "mine/hop/replay-v3")
     assert done.returncode == 0, done.stderr
-    assert json.loads((tmp_path / "run" / "result.json").read_text())["seeds"].keys() == {"1", "2"}
+    result = json.loads((tmp_path / "run/result.json").read_text())
+    assert result["seeds"].keys() == {"1"} and result["git_commit"] is None
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_weights_and_biases_offline_gets_the_metrics(script, tmp_path):
-    done = run_script(script, *short(script), "--track", "--run-dir", "run", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    (log,) = (tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb")
-    content = log.read_bytes()
-    assert b"seed2/eval/normalized_score" in content
-    assert b"seed1/bc_loss" in content
+def test_weights_and_biases_offline_gets_the_metrics_under_an_id_of_the_run(tmp_path):
+    for name in ("a/seed-1", "b:?/seed-1"):  # ends of the paths are alike
+        flags = *fast_flags(SCRIPT), "--num-seeds", "2", "--eval-episodes", "1", "--run-dir", name
+        done = fork_script(SCRIPT, "--track", *flags, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        (log,) = (tmp_path / name / "wandb").glob("offline-run-*/*.wandb")
+        config = json.loads((tmp_path / name / "config.json").read_text())
+        assert log.stem == f"run-{config['id']}"
+        content = log.read_bytes()
+        assert b"seed2/eval/normalized_score" in content and b"seed1/bc_loss" in content
+
+
+def test_weights_and_biases_that_cannot_start_is_one_line_and_leaves_no_run(tmp_path):
+    flags = "--track", *fast_flags(SCRIPT), "--run-dir", "run"
+    for _ in range(2):  # the same command again is not refused for what the first left
+        done = fork_script(SCRIPT, *flags, cwd=tmp_path, env={"WANDB_MODE": "online", "WANDB_API_KEY": ""})
+        assert done.returncode == 2, done.stderr
+        assert re.fullmatch(
+            rf"{SCRIPT}: --track: .*`wandb login`, or set WANDB_MODE=offline.*\n", done.stderr
+        )
+        assert not (tmp_path / "run/config.json").exists()

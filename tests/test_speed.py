@@ -1,15 +1,21 @@
-"""What benchmark/ times is the scripts' own computation. Nothing here is timed."""
+"""What benchmark/speed times is the scripts' own computation. Nothing here is timed."""
 
+import json
+import sys
+
+import pandas as pd
 import pytest
 import torch
+from helpers import ROOT
 
-from benchmark import measures, speed
-from benchmark.baselines.common import copy_of
+sys.path.insert(0, str(ROOT))
+from benchmark.speed import speed, tables
 
 CPU = torch.device("cpu")
+STEPS = [(name, phase) for name, phases in speed.SCRIPTS.items() for phase in phases]
 
 
-def losses(script, phase: str, steps: int = 2, **settings) -> dict[str, torch.Tensor]:
+def losses(script, phase: str, steps: int, **settings) -> dict[str, torch.Tensor]:
     totals: dict[str, torch.Tensor] = {}
     step, _ = speed.training_step(script, phase, CPU, totals, **settings)
     for _ in range(steps):
@@ -17,18 +23,16 @@ def losses(script, phase: str, steps: int = 2, **settings) -> dict[str, torch.Te
     return totals
 
 
-@pytest.mark.parametrize("name, phase", speed.STEPS)
+@pytest.mark.parametrize("name, phase", STEPS)
 def test_every_timed_step_trains(name, phase):
-    first, second = (losses(speed.load_script(name), phase, steps) for steps in (1, 2))
+    first, second = (losses(speed.load(ROOT / name), phase, steps, batch_size=32) for steps in (1, 2))
     assert first and all(torch.isfinite(x).all() for x in second.values())
-    assert any(
-        not torch.equal(second[loss], 2 * first[loss]) for loss in first
-    )  # the second step's is another
+    assert any(not torch.equal(second[loss], 2 * first[loss]) for loss in first)  # the second is another
 
 
 def test_the_products_of_a_step_are_those_of_its_layers():
     """A product of a hidden layer at batch n costs 2 * n * 256^2 operations; the other layers are narrow."""
-    step, batch = speed.training_step(speed.load_script("dtql_gaussian"), "pretrain", CPU)
+    step, batch = speed.training_step(speed.load(ROOT / "dtql_gaussian.py"), "pretrain", CPU)
     _, flops = speed.bare_products(step, CPU)
     q, v, denoiser = 2 * 2, 2, 3  # hidden-to-hidden layers
     # forward, and twice that backward, to weights and inputs; V of the next state forward alone
@@ -36,30 +40,59 @@ def test_the_products_of_a_step_are_those_of_its_layers():
     assert hidden < flops < 1.35 * hidden
 
 
-SAME = [x for x in measures.MEASURES if x.change not in (measures.two_passes, measures.bfloat16)]
+def test_the_width_is_that_of_the_networks():
+    script = speed.load(ROOT / "dtql_gaussian.py")
+    agent, _ = speed.make_agent(script, CPU, width=64)
+    assert [x.shape[1:] for x in agent.v.weights] == [(17, 64), (64, 64), (64, 64), (64, 1)]
+    assert script.HIDDEN == (256, 256, 256)
 
 
-@pytest.mark.parametrize("measure", SAME, ids=lambda x: x.change.__name__)
-def test_without_a_measure_the_losses_are_the_same(measure):
-    """But for two: Q networks drawn one by one have other weights, and bfloat16 other products."""
-    changed = copy_of(measure.script, f"tested_{measure.script}")
-    measure.change(changed)
-    own = losses(copy_of(measure.script, f"own_{measure.script}"), measure.phase)
-    others = losses(changed, measure.phase)
-    assert own.keys() == others.keys()
-    for name in own:
-        torch.testing.assert_close(others[name], own[name], rtol=1e-4, atol=1e-5)
+def test_two_checkouts_are_timed_in_turn_and_the_ratio_is_ours_over_theirs(monkeypatch):
+    """By a clock that the functions themselves move on: b takes twice as long as a."""
+    now, calls = [0.0], []
+
+    def function(name: str, seconds: float):
+        def run() -> None:
+            calls.append(name)
+            now[0] += seconds
+
+        return run
+
+    monkeypatch.setattr(speed.time, "perf_counter", lambda: now[0])
+    row = speed.in_turn(function("a", 0.25), function("b", 0.5), CPU, rounds=4)
+    assert (row["ms"], row["ms_other"], row["ratio"]) == (250, 500, 0.5)
+    assert "".join(calls[-16:]) == "aabbbbaa" * 2  # who is first changes
 
 
-def test_without_batched_q_networks_there_are_still_two():
-    changed = copy_of("dtql_gaussian", "tested_dtql_gaussian")
-    usual = changed.QNetworks
-    measures.two_passes(changed)
-    generators = [torch.Generator().manual_seed(i) for i in range(3)]
-    obs, action = torch.randn(3, 5, 17), torch.randn(3, 5, 6)
-    apart, together = changed.QNetworks(generators, 17, 6), usual(generators, 17, 6)
-    weights = together.state_dict()  # Q1 and Q2 of a seed stand side by side
-    apart.load_state_dict(
-        {f"nets.{i}.{name.removeprefix('net.')}": x[i::2] for i in range(2) for name, x in weights.items()}
+def test_another_checkouts_script_is_not_ours(tmp_path):
+    text = (ROOT / "dtql_gaussian.py").read_text()
+    (tmp_path / "dtql_gaussian.py").write_text(
+        text.replace("HIDDEN, TIME_DIM = (256", "HIDDEN, TIME_DIM = (128")
     )
-    torch.testing.assert_close(apart(obs, action), together(obs, action))
+    ours, theirs = (speed.load(x / "dtql_gaussian.py") for x in (ROOT, tmp_path))
+    assert (ours.HIDDEN[0], theirs.HIDDEN[0]) == (256, 128)
+
+
+def test_rows_of_other_runs_stay_in_the_output(tmp_path, monkeypatch):
+    row = lambda script, ms: {"script": script, "phase": "train", "ms": ms}
+    monkeypatch.setattr(speed, "measure", lambda part, device, options: iter([row(options.scripts[0], 2.0)]))
+    output = tmp_path / "x.json"
+    for script in ("srpo.py", "kl_distill.py", "srpo.py"):
+        argv = ["speed", "--parts", "train", "--scripts", script, "--output", str(output)]
+        monkeypatch.setattr(sys, "argv", argv)
+        speed.main()
+    assert [x["script"] for x in json.loads(output.read_text())["train"]] == ["kl_distill.py", "srpo.py"]
+
+
+def test_the_page_has_the_tables_of_its_files():
+    text = tables.PAGE.read_text()
+    assert tables.page(text) == text
+
+
+def test_a_table_is_of_all_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    for name in "ab":
+        row = {"device": name, "script": "srpo.py", "states": 2, "candidates": 1, "ms": 3.0}
+        (tmp_path / f"{name}.json").write_text(json.dumps({"act": [row]}))
+    table = pd.DataFrame(tables.act_table())
+    assert table["device"].tolist() == ["a", "b"] and table.iloc[0, -1] == "1.50"

@@ -513,3 +513,14 @@ def test_seeds_of_a_run_are_independent(name):
     for x, w in weights[0].items():
         same = (w == weights[1][x]).flatten(1).all(dim=1)
         assert same[0] and same[2] and not same[1], x
+
+
+def test_batches_are_uniform_over_the_dataset(monkeypatch):
+    script = load_script(gaussian)
+    monkeypatch.setitem(script.PHASES, "look", lambda agent, batch, args: {"reward": batch[2].sum(dim=1)})
+    args = make_args(script, num_seeds=2, batch_size=10_000)
+    torch.manual_seed(0)
+    with recorded_draws() as draws:
+        next(script.gradient_steps(None, make_data(), "look", {}, args))
+    for rows in draws["rows"][0]:
+        assert stats.chisquare(rows.bincount(minlength=200)).pvalue > 0.01

@@ -43,14 +43,14 @@ def rounded(x):
     return float(f"{x:.4g}") if isinstance(x, float) else x
 
 
-def report(name: str, results: dict, seeds: int, seconds: float) -> dict:
+def report(name: str, results: dict, seeds: int, commit: str, seconds: float) -> dict:
     """A panel's entry in bandit.json."""
     panel = PANELS[name]
     rows = [rounded(panel.measure(results, i)) for i in range(seeds)]
     return {
         "figure": panel.figure,
         "claims": [{"claim": x, "seen": verdict([test(row) for row in rows])} for x, test in panel.claims],
-        "commit": subprocess.getoutput(f"git -C '{ROOT}' rev-parse --short HEAD"),
+        "commit": commit,
         "torch": torch.__version__,
         "machine": f"{platform.machine()}, one core",
         "seconds": round(seconds, 1),  # less where an earlier panel trained what this one needs
@@ -78,10 +78,11 @@ def main() -> None:
         sys.exit(f"no panel {', '.join(unknown)}; there are {', '.join(PANELS)}")
     torch.set_num_threads(1)  # with networks of this size a second thread waits for the first
     path, results = args.out / "bandit.json", {}
+    commit = subprocess.getoutput(f"git -C '{ROOT}' describe --always --dirty --exclude='*'")
     for name in tqdm(args.panels, unit="panel"):
-        start = time.perf_counter()
+        start = time.process_time()
         results[name] = PANELS[name].run(args.seeds)
-        entry = report(name, results[name], args.seeds, time.perf_counter() - start)
+        entry = report(name, results[name], args.seeds, commit, time.process_time() - start)
         save_picture(PANELS[name].draw(results[name]), args.out / "bandit" / f"{name}.png")
         panels = (json.loads(path.read_text()) if path.exists() else {}) | {name: entry}
         panels = {name: panels[name] for name in PANELS if name in panels}

@@ -95,8 +95,10 @@ def draw_theorem(results: dict):
 
 
 # --------------------------------------------------------------------------------- policies (Fig. 2, 3, 6)
-KL_FLAGS = (("alpha", 8.0), ("learning_rate", 1e-3), ("lr_schedule", "cosine"))
-PRECONDITIONED = (("precondition", True),)
+# The gradient of the KL is a share of a distance, that of Q one per box: this α is 8 per 4 units.
+KL_FLAGS = (("alpha", 40.0), ("learning_rate", 1e-3), ("lr_schedule", "cosine"))
+# D takes z for an action with noise of σ_gen, so σ_gen counts in boxes as σ does: this is 2.5 per 4 units.
+PRECONDITIONED = (("precondition", True), ("sigma_gen", 0.5))
 POLICIES = {  # script and flags of the policies that the columns of Fig. 3 and 6 compare
     "trust region, Gaussian": ("dtql_gaussian", ()),
     "the same, entropy 0.005": ("dtql_gaussian", (("entropy_coef", 0.005),)),

@@ -9,8 +9,8 @@
     python -m benchmark.data.collect --env-id Hopper-v4 --prefix mine/hopper
     python dtql_gaussian.py --env-id mine/hopper/medium-v0
 
-`--policy controller`: the controller of benchmark/data/controllers.py for this AntMaze, pen or kitchen acts, with
-noise. `{prefix}/controller-v0` is its rollouts; nothing is trained.
+`--policy controller`: the controller of controllers.py beside this file for the AntMaze, pen or kitchen acts,
+with noise. `{prefix}/controller-v0` is its rollouts; nothing is trained.
 
     pip install -r benchmark/requirements.txt
     python -m benchmark.data.collect --policy controller --env-id antmaze-umaze-v2 --prefix mine/antmaze-umaze
@@ -169,7 +169,7 @@ def collect_controller(args: Args, env: gym.Env) -> None:
     save(
         f"{args.prefix}/controller-v0", args.env_id,
         rollouts(env, lambda info: controller(env, info, rng), args.transitions),
-        f"Rollouts of {controller.__name__} (benchmark/data/controllers.py) on {args.env_id}, seed {args.seed}.",
+        f"Rollouts of controllers.{controller.__name__} on {args.env_id}, seed {args.seed}",
         algorithm_name=controller.__name__,
     )  # fmt: skip
 

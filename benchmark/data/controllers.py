@@ -1,4 +1,4 @@
-"""Scripted controllers for AntMaze, pen and kitchen: `python -m benchmark.collect --policy controller`.
+"""Scripted controllers for AntMaze, pen and kitchen: `python -m benchmark.data.collect --policy controller`.
 
 They are no learned policies and no baselines: each may look at what its environment hides (the goal, the
 simulator's model and state). They are for data, made offline within minutes, from which the scripts can learn

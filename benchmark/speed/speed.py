@@ -135,7 +135,7 @@ def seconds_per_call(function: Callable, device: torch.device, calls: int) -> fl
 
 def in_turn(a: Callable, b: Callable, device: torch.device, rounds: int) -> dict:
     """Medians over rounds of a quarter of a second each, in which one of the two goes first by turns: of both
-    times, and of their ratio within a round, with its quartiles."""
+    times, and of their ratio within a round, with its range."""
     for _ in range(5):  # compiles, captures, warms caches
         a(), b()
     calls = 1 + int(0.25 / seconds_per_call(a, device, 3))
@@ -143,9 +143,10 @@ def in_turn(a: Callable, b: Callable, device: torch.device, rounds: int) -> dict
     for i in range(rounds):
         first = [seconds_per_call(x, device, calls) for x in ((a, b), (b, a))[i % 2]]
         pairs.append(first[:: 1 - 2 * (i % 2)])
-    low, ratio, high = statistics.quantiles([x / y for x, y in pairs], n=4)
+    ratios = [x / y for x, y in pairs]
     ms_a, ms_b = (1e3 * statistics.median(x) for x in zip(*pairs))
-    return {"ms": ms_a, "ms_other": ms_b, "ratio": ratio, "ratio_quartiles": [low, high]}
+    row = {"ms": ms_a, "ms_other": ms_b, "ratio": statistics.median(ratios)}
+    return row | {"ratio_range": [min(ratios), max(ratios)]}
 
 
 def row_of(name: str, phase: str, device: torch.device, **settings) -> dict:

@@ -33,17 +33,17 @@ def paper() -> dict[tuple[str, str], float]:
             for quantity, row in rows.items() for script, name in COLUMNS.items()}  # fmt: skip
 
 
-def with_quartiles(row: pd.Series) -> str:
-    low, high = row["ratio_quartiles"]
+def with_range(row: pd.Series) -> str:
+    low, high = row["ratio_range"]
     return f"{row['ratio']:.2f} ({low:.2f} to {high:.2f})"
 
 
 def train_table() -> dict[str, list]:
     rows = rows_of("train")
     return {
-        "device": rows["device"], "script": rows["script"], "phase": rows["phase"], "mode": rows["mode"],
-        "seeds": rows["num_seeds"], "ms per step": [f"{x:.1f}" for x in rows["ms"]],
-        "over its products (quartiles)": [with_quartiles(row) for _, row in rows.iterrows()],
+        "device": rows["device"], "commit": rows["commit"], "script": rows["script"], "phase": rows["phase"],
+        "mode": rows["mode"], "seeds": rows["num_seeds"], "ms per step": [f"{x:.1f}" for x in rows["ms"]],
+        "over its products (range)": [with_range(row) for _, row in rows.iterrows()],
     }  # fmt: skip
 
 
@@ -51,7 +51,7 @@ def against_table() -> dict[str, list]:
     rows = rows_of("against")
     return {
         "device": rows["device"], "script": rows["script"], "phase": rows["phase"], "mode": rows["mode"],
-        "against": rows["against"], "ratio (quartiles)": [with_quartiles(row) for _, row in rows.iterrows()],
+        "commit": rows["commit"], "against": rows["against"], "ratio": [f"{x:.2f}" for x in rows["ratio"]],
     }  # fmt: skip
 
 

@@ -120,9 +120,7 @@ def read_run(folder: Path) -> Run:
                     line["step"], line["seed"]
                     run.lines.append(line)
                 except (ValueError, TypeError, KeyError):
-                    run.notes.append(
-                        f"line {number} of {path.name} is not one of a run's, or cut off; left out"
-                    )
+                    run.notes.append(f"line {number} of {path.name} is none of a run's, or cut off: left out")
     except (EOFError, OSError) as error:
         run.notes.append(f"{path.name} cannot be read to its end ({error})")
     try:
@@ -584,8 +582,12 @@ def fill(section: Section) -> None:
 
 
 # --------------------------------------------------------------------------------------------------- output
+def escape(text: str) -> str:
+    """Text that Markdown shows as it is, inside a table too."""
+    return str(text).replace("|", r"\|").replace("<", "&lt;").replace("\n", " ")
+
+
 def markdown(table: pd.DataFrame) -> str:
-    escape = lambda x: str(x).replace("|", r"\|").replace("<", "&lt;").replace("\n", " ")
     return table.map(escape).to_markdown(index=False, disable_numparse=True)
 
 
@@ -596,14 +598,15 @@ def write_markdown(sections: list[Section], output: Path, command: str) -> None:
     pictures.mkdir()
     parts = ["# Runs", INTRODUCTION, f"Made by `{command}`."]
     for section in sections:
-        parts += [f"## {section.title}", section.question, "\n".join(f"- {note}" for note in section.notes)]
+        notes = "\n".join(f"- {escape(note)}" for note in section.notes)
+        parts += [f"## {section.title}", section.question, notes]
         for i, (caption, block) in enumerate(section.blocks):
             if isinstance(block, pd.DataFrame):
                 parts += [caption, markdown(block)]
             else:
                 file = pictures / f"{section.name}-{i}.svg"
                 file.write_text(block.replace("<svg ", '<svg style="background: white" ', 1))
-                parts.append(f"![{caption}](report/{file.name})")
+                parts.append(f"![{escape(caption)}](report/{file.name})")
     (output / "report.md").write_text("\n\n".join(filter(None, parts)) + "\n")
 
 

@@ -32,6 +32,7 @@ import contextlib
 import ctypes
 import fcntl
 import json
+import math
 import os
 import shlex
 import signal
@@ -183,23 +184,18 @@ class View(Progress):
 
     def __init__(self, runs: list[Run]):
         console = Console(soft_wrap=True, markup=False, highlight=False, emoji=False)
-        percent = TextColumn("{task.percentage:.0f}%")
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            percent,
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-        )
+        name, percent = TextColumn("{task.description}"), TextColumn("{task.percentage:.0f}%")
+        columns = name, BarColumn(), percent, TimeElapsedColumn(), TimeRemainingColumn()
+        self.runs, self.bar_of, self.read_at = runs, {}, math.inf  # not before all is there
         super().__init__(*columns, console=console, disable=not console.is_terminal, refresh_per_second=1,
                          speed_estimate_period=3600)  # fmt: skip
-        self.runs, self.bar_of, self.read = runs, {}, 0.0
         self.all = self.add_task(f"{len(runs)} runs", total=len(runs), completed=sum(map(fraction, runs)))
+        self.read_at = 0.0
 
     def get_renderables(self) -> Iterable[RenderableType]:
         """Called at every refresh; looks how the runs stand every ten seconds."""
-        if time.monotonic() - self.read > 10:
-            self.read, done = time.monotonic(), {run: fraction(run) for run in self.runs}
+        if time.monotonic() - self.read_at > 10:
+            self.read_at, done = time.monotonic(), {run: fraction(run) for run in self.runs}
             self.update(self.all, completed=sum(done.values()))
             for run, share in done.items():
                 if 0 < share < 1 and run not in self.bar_of:

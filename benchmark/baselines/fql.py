@@ -1,0 +1,671 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["torch", "numpy", "gymnasium[mujoco]==1.4.0", "mujoco==3.4.0", "minari[hdf5,hf]==0.5.4",
+#                 "tyro", "tqdm", "wandb", "moviepy"]
+# ///
+"""Flow Q-learning (FQL), in one file: a baseline.
+
+Park, Li, Levine: Flow Q-Learning, https://arxiv.org/abs/2502.02538
+
+    python benchmark/baselines/fql.py                               # embedded dataset, no network
+    python benchmark/baselines/fql.py --env-id walker2d-medium-v2 --num-seeds 5
+
+Each training step descends three losses at once, on one batch of a static dataset D:
+  1. critics Q1, Q2 towards  r + γ mean(Q1', Q2')(s', a'),  a' = μ(s', z) of the one-step policy
+  2. a behaviour flow,  E|v(s, x_t, t) - (a - x_0)|²,  x_t = (1 - t) x_0 + t a,  x_0 ~ N(0, I),  t ~ U(0, 1)
+  3. a one-step policy,  α E|μ(s, z) - flow(s, z)|² - E[mean(Q1, Q2)(s, μ(s, z))],  z ~ N(0, I)
+flow(s, z) is where ten Euler steps along v lead from z: the policy is distilled from the flow while it climbs
+Q, and acts without it. All seeds train together, along a leading dimension of parameters, batches and noise.
+[code] marks what only the authors' code says, [ours] what is unknown: the paper has no MuJoCo locomotion.
+"""
+
+import contextlib
+import copy
+import dataclasses
+import difflib
+import fcntl
+import hashlib
+import itertools
+import json
+import math
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Literal, TextIO
+
+import gymnasium as gym
+import h5py
+import minari
+import mujoco
+import numpy as np
+import torch
+import tyro
+import wandb
+from torch import Tensor, nn
+from tqdm import tqdm
+
+
+# ------------------------------------------------------------------------------------------------ arguments
+@dataclasses.dataclass
+class Args:  # None: the paper's value for the task, or as the comment says
+    env_id: str = "local/hopper/medium-v0"  # D4RL name (walker2d-medium-v2), Minari id, or local Minari id
+    seed: int = 1  # of all random numbers; the agents of a run are called seed, seed + 1, ...
+    num_seeds: int = 1  # agents that train together in this process, independent but for the dataset
+    device: str = "cuda" if torch.cuda.is_available() else "cpu"  # or cuda:1, ...
+    compile: bool = False  # torch.compile; on a GPU also one CUDA graph per step; takes a minute to start
+    tf32: bool = False  # on a GPU, matrix products of factors rounded to 10 bits: faster
+    eval_every: int | None = None  # training steps between evaluations
+    eval_episodes: int | None = None  # per evaluation and seed; 0: never evaluate, needs no environment
+    run_dir: str | None = None  # everything a run writes; None: a new directory in runs/
+    checkpoint_every: int = 5000  # steps between checkpoints
+    resume: str | None = None  # a run's directory: continue it with its own arguments
+    eval_only: str | None = None  # a run's directory: evaluate its model.pt and print the score
+    capture_video: bool = False  # in the end, an episode per seed as mp4; without a screen MUJOCO_GL=egl
+    track: bool = False  # log to Weights & Biases too, as WANDB_PROJECT, WANDB_ENTITY and WANDB_MODE say
+    discount: float = 0.99  # γ, what a reward one step later counts
+    tau: float = 0.005  # share of Q that enters the target Q at each training step
+    batch_size: int | None = None  # transitions per gradient step and seed
+    train_steps: int | None = None  # gradient steps of all networks
+    learning_rate: float = 3e-4  # of all networks
+    alpha: float | None = None  # α, weight of the distillation against Q
+    q_aggregate: Literal["mean", "min"] | None = None  # of the two target Q at the next state
+    normalize_q: bool | None = None  # --normalize-q: divide the policy's Q by its mean magnitude [code]
+
+
+# ------------------------------------------------------------------------------------------------- networks
+HIDDEN = (512, 512, 512, 512)  # hidden layers of a network
+FLOW_STEPS = 10  # Euler steps from noise to an action
+
+
+class MLP(nn.Module):
+    """n networks side by side: [n, batch, dims[0]] -> [n, batch, dims[-1]], a layer of all in one product.
+    Between two layers: GELU and, where asked for, LayerNorm after it. The form of GELU, the place of
+    LayerNorm and the initialisation: [code]."""
+
+    def __init__(self, n: int, *dims: int, layer_norm: bool = False):
+        super().__init__()
+        self.layer_norm = layer_norm
+        self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
+        for in_dim, out_dim in itertools.pairwise(dims):
+            bound = math.sqrt(6 / (in_dim + out_dim))  # variance 1 / mean(in_dim, out_dim)
+            self.weights.append(torch.empty(n, in_dim, out_dim).uniform_(-bound, bound))
+            self.biases.append(torch.zeros(n, 1, out_dim))
+        self.scales = nn.ParameterList(torch.ones(n, 1, dim) for dim in dims[1:-1] if layer_norm)
+        self.shifts = nn.ParameterList(torch.zeros(n, 1, dim) for dim in dims[1:-1] if layer_norm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for i, (weight, bias) in enumerate(zip(self.weights, self.biases)):
+            x = nn.functional.gelu(x, approximate="tanh") if i > 0 else x
+            if i > 0 and self.layer_norm:
+                normal = torch.layer_norm(x, x.shape[-1:], eps=1e-6)
+                x = torch.addcmul(self.shifts[i - 1], normal, self.scales[i - 1])
+            x = torch.baddbmm(bias, x, weight)
+        return x
+
+
+class QNetworks(MLP):
+    """Q1 and Q2 of every seed."""
+
+    def __init__(self, n: int, obs_dim: int, action_dim: int):
+        super().__init__(2 * n, obs_dim + action_dim, *HIDDEN, 1, layer_norm=True)
+
+    def forward(self, obs: Tensor, action: Tensor) -> Tensor:
+        x = torch.cat([obs, action], dim=-1).repeat_interleave(2, dim=0)  # [2 * seed, batch, obs + action]
+        return super().forward(x).view(-1, 2, x.shape[1])  # [seed, 2, batch]
+
+
+class Flow(MLP):
+    """v(s, x_t, t), the velocity at which noise at t = 0 becomes an action at t = 1."""
+
+    def __init__(self, n: int, obs_dim: int, action_dim: int):
+        super().__init__(n, obs_dim + action_dim + 1, *HIDDEN, action_dim)
+
+    def forward(self, obs: Tensor, x: Tensor, t: Tensor) -> Tensor:
+        """x and result [seed, batch, action_dim], t [seed, batch, 1]."""
+        return super().forward(torch.cat([obs, x, t], dim=-1))
+
+
+class OneStepPolicy(MLP):
+    """μ(s, z), from noise to an action in one pass; clamped where it is used."""
+
+    def __init__(self, n: int, obs_dim: int, action_dim: int):
+        super().__init__(n, obs_dim + action_dim, *HIDDEN, action_dim)
+
+    def forward(self, obs: Tensor, z: Tensor) -> Tensor:
+        """z and result [seed, batch, action_dim]."""
+        return super().forward(torch.cat([obs, z], dim=-1))
+
+
+# ------------------------------------------------------------------------------------------------- flow
+def flow_loss(flow: Callable, action: Tensor, obs: Tensor) -> Tensor:
+    """Flow matching on actions of D: E[mean over dims of (v(s, x_t, t) - (a - x_0))²]; [seed]."""
+    x_0, t = torch.randn_like(action), torch.rand_like(action[..., :1])  # t [seed, batch, 1]
+    velocity = flow(obs, (1 - t) * x_0 + t * action, t)
+    return (velocity - (action - x_0)).square().mean(dim=(1, 2))
+
+
+def follow_flow(flow: Callable, obs: Tensor, z: Tensor) -> Tensor:
+    """Where FLOW_STEPS Euler steps lead from z, in the box; [seed, batch, action_dim]."""
+    x = z
+    for i in range(FLOW_STEPS):
+        x = x + flow(obs, x, torch.full_like(x[..., :1], i / FLOW_STEPS)) / FLOW_STEPS
+    return x.clamp(-1, 1)
+
+
+# ----------------------------------------------------------------------------------------- agent and updates
+class Agent(nn.Module):
+    """The networks of all seeds and their optimisers. Actions lie in [-1, 1]."""
+
+    def __init__(self, obs_dim: int, action_dim: int, args: Args, device: torch.device):
+        super().__init__()
+        n = args.num_seeds
+        self.register_buffer("trained", torch.zeros(()))  # training steps done
+        self.q = QNetworks(n, obs_dim, action_dim)
+        self.flow = Flow(n, obs_dim, action_dim)
+        self.policy = OneStepPolicy(n, obs_dim, action_dim)
+        self.target_q = copy.deepcopy(self.q).requires_grad_(False)
+        self.to(device)
+        adam = lambda params, lr: torch.optim.Adam([{"params": [*params], "initial_lr": lr}],
+            lr=torch.tensor(lr, device=device), fused=True, capturable=True)  # fmt: skip
+        networks = nn.ModuleList([self.q, self.flow, self.policy])
+        self.optimizers = {"all": adam(networks.parameters(), args.learning_rate)}
+
+
+def minimize(loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
+    """One step on loss [seed], of this optimiser's networks alone. Its sum keeps gradients of seeds apart."""
+    params = optimizer.param_groups[0]["params"]
+    for param, grad in zip(params, torch.autograd.grad(loss.sum(), params)):
+        param.grad = grad
+    optimizer.step()
+
+
+def frozen(network: nn.Module) -> Callable:
+    """The network as a fixed function of its inputs: no gradient of weights, a tenth of a compiled step."""
+    weights = {name: param.detach() for name, param in network.named_parameters()}
+    return lambda *inputs: torch.func.functional_call(network, weights, inputs)
+
+
+def train_update(agent: Agent, batch: list[Tensor], args: Args) -> dict[str, Tensor]:
+    """One training step: all losses with the weights before it. Losses [seed]; batch: obs, action, reward,
+    next_obs, terminal, [seed, batch, dim] or [seed, batch]."""
+    obs, action, reward, next_obs, terminal = batch
+    with torch.no_grad():
+        next_action = agent.policy(next_obs, torch.randn_like(action)).clamp(-1, 1)
+        next_q = agent.target_q(next_obs, next_action)  # [seed, 2, batch]
+        next_q = next_q.mean(dim=1) if args.q_aggregate == "mean" else next_q.amin(dim=1)
+        target = reward + args.discount * (1 - terminal) * next_q  # [seed, batch]
+    q_loss = (target.unsqueeze(1) - agent.q(obs, action)).square().mean(dim=(1, 2))
+
+    bc_loss = flow_loss(agent.flow, action, obs)
+
+    z = torch.randn_like(action)
+    policy_action = agent.policy(obs, z)  # [seed, batch, action_dim]
+    with torch.no_grad():
+        flow_action = follow_flow(agent.flow, obs, z)
+    distill_loss = (policy_action - flow_action).square().mean(dim=(1, 2))
+    policy_q = frozen(agent.q)(obs, policy_action.clamp(-1, 1)).mean(dim=1)  # of Q1 and Q2; [seed, batch]
+    scale = policy_q.detach().abs().mean(dim=1) if args.normalize_q else 1
+    policy_q = policy_q.mean(dim=1)
+
+    minimize(q_loss + bc_loss + args.alpha * distill_loss - policy_q / scale, agent.optimizers["all"])
+    for old, new in zip(agent.target_q.parameters(), agent.q.parameters()):
+        old.lerp_(new.detach(), args.tau)
+    agent.trained.add_(1)
+    return {"q_loss": q_loss, "bc_loss": bc_loss, "distill_loss": distill_loss, "policy_q": policy_q}
+
+
+PHASES = {"train": train_update}  # each --{its name}-steps long
+STARTS = {}  # by phase: what is done to the agent before its first step
+
+
+@torch.no_grad()
+def act(agent: Agent, obs: Tensor, args: Args) -> Tensor:
+    """Actions [seed, state, action_dim] for obs [seed, state, obs_dim]."""
+    z = torch.randn(*obs.shape[:2], agent.policy.biases[-1].shape[-1], device=obs.device)
+    return agent.policy(obs, z).clamp(-1, 1)
+
+
+# ------------------------------------------------------------------------- settings of the paper, per task
+TASKS = {  # α on D4RL [code]
+    "antmaze-umaze-v2": 10.0, "antmaze-umaze-diverse-v2": 10.0, "antmaze-medium-play-v2": 10.0,
+    "antmaze-medium-diverse-v2": 10.0, "antmaze-large-play-v2": 3.0, "antmaze-large-diverse-v2": 3.0,
+    "pen-human-v1": 10_000.0, "pen-cloned-v1": 10_000.0, "pen-expert-v1": 3_000.0,
+    "door-human-v1": 30_000.0, "door-cloned-v1": 30_000.0, "door-expert-v1": 30_000.0,
+    "hammer-human-v1": 30_000.0, "hammer-cloned-v1": 10_000.0, "hammer-expert-v1": 30_000.0,
+    "relocate-human-v1": 10_000.0, "relocate-cloned-v1": 30_000.0, "relocate-expert-v1": 30_000.0,
+}  # fmt: skip
+TASK_FIELDS = ("q_aggregate", "normalize_q", "batch_size", "train_steps", "eval_every", "eval_episodes")
+ANTMAZE = ("mean", False, 256, 500_000, 50_000, 100)  # evaluation: [ours], dtql_gaussian.py's
+ADROIT = ("min", False, 256, 500_000, 50_000, 100)
+OTHER_TASK = ("mean", True, 256, 1_000_000, 50_000, 10)  # [ours]: steps and evaluation are dtql_gaussian.py's
+LOCAL_TASK = ("mean", True, 256, 60_000, 20_000, 10)  # [ours]: three times the 1 / (tau (1 - discount)) steps
+OTHER_ALPHA = 1.0  # [ours], with Q normalised: TD3+BC's 2.5 (arXiv 2106.06860) is an α of 0.4
+
+
+def settings_of(env_id: str) -> dict:
+    """What the flags that were not given become. AntMaze -v0 takes -v2's α [ours]."""
+    task = env_id.replace("-v0", "-v2") if "antmaze" in env_id else env_id
+    row = LOCAL_TASK if env_id.startswith("local/") else OTHER_TASK
+    if task in TASKS:
+        row = ANTMAZE if "antmaze" in env_id else ADROIT
+    return dict(zip(TASK_FIELDS, row)) | {"alpha": TASKS.get(task, OTHER_ALPHA)}
+
+
+def adjust_reward(env_id: str, reward: np.ndarray, returns: np.ndarray) -> np.ndarray:
+    """AntMaze r - 1, else as stored [code]. returns: of each episode of the dataset."""
+    return reward - 1 if "antmaze" in env_id else reward
+
+
+# ----------------------------------------------------------------------------------------- flags and errors
+SCRIPT = Path(__file__).resolve()
+ROOT = SCRIPT.parents[2]  # of the project: datasets/ and benchmark/ are looked for here
+sys.path.append(str(ROOT))  # where gymnasium looks for benchmark
+SHARES = {"discount", "tau", "expectile"}  # from 0 to 1
+MAY_BE_ZERO = {"seed", "eval_episodes", "eval_candidates", "pretrain_steps", "critic_steps", "behavior_steps",
+               "alpha", "beta", "entropy_coef", *SHARES}  # fmt: skip
+OF_A_RESUMED_RUN = {"resume", "track", "capture_video", f"{[*PHASES][-1]}_steps"}  # flags that may differ
+OF_AN_EVALUATION = {"eval_only", "device", "eval_episodes", "eval_candidates"}  # from the run's own
+
+
+class InputError(Exception):
+    """What is wrong with flags, files, network or machine, and what to do: main() makes one line of it."""
+
+
+def check(good: bool, message: str) -> None:
+    if not good:
+        raise InputError(message)
+
+
+@contextlib.contextmanager
+def explain(message: str) -> Iterator[None]:
+    """What other libraries raise in here is bad input: the message says of what, their text why."""
+    try:
+        yield
+    except Exception as error:
+        raise error if isinstance(error, InputError) else InputError(f"{message} ({error})") from error
+
+
+def parse_args(argv: list[str] | None = None) -> Args:
+    """The flags; with --resume or --eval-only, the run's own where none is given."""
+    args = tyro.cli(Args, args=argv, description=__doc__)
+    if run := args.resume or args.eval_only:
+        with explain(f"{run} is not the directory of a run"):
+            config = json.loads(Path(os.path.expanduser(run), "config.json").read_text())
+            check(config["script"] == SCRIPT.name, f"{run} is a run of {config['script']}")
+            args = tyro.cli(Args, args=argv, default=Args(**{name: config[name] for name in vars(args)}))
+        differ = {name for name, x in vars(args).items() if x != config[name]}
+        differ -= OF_A_RESUMED_RUN if args.resume else OF_AN_EVALUATION
+        check(not differ, f"{', '.join(differ)} cannot differ from those of {run}; leave that out")
+    return args
+
+
+def resolve(args: Args) -> torch.device:
+    """Fills in the task's settings, checks every number, and returns the device."""
+    for name, value in vars(args).items():
+        setattr(args, name, value := settings_of(args.env_id).get(name) if value is None else value)
+        if type(value) in (int, float):
+            good = 0 < value <= (1 if name in SHARES else sys.maxsize)
+            check(good or value == 0 and name in MAY_BE_ZERO, f"--{name.replace('_', '-')} cannot be {value}")
+    with explain(f"--device {args.device}, or --compile, does not work here; try --device cpu --no-compile"):
+        (torch.compile(torch.sin) if args.compile else torch.sin)(torch.zeros(1, device=args.device))
+    torch.backends.cuda.matmul.allow_tf32 = args.tf32
+    return torch.device(args.device)
+
+
+# -------------------------------------------------------------------------------------------------- dataset
+D4RL_MIRRORS = ("http://rail.eecs.berkeley.edu/datasets/offline_rl "
+                "https://huggingface.co/datasets/imone/D4RL/resolve/main")  # fmt: skip
+D4RL_RETURNS = {  # that score 0 and 100
+    "halfcheetah": (-280.178953, 12135.0), "hopper": (-20.272305, 3234.3), "walker2d": (1.629008, 4592.3),
+    "antmaze": (0.0, 1.0), "kitchen": (0.0, 4.0), "pen": (96.262799, 3076.8331017826877),
+    "hammer": (-274.856578, 12794.134825156867), "door": (-56.512833, 2880.5693087298737),
+    "relocate": (-6.425911, 4233.877797728884)}  # fmt: skip
+ROBOTS = {"halfcheetah": "HalfCheetah-v4", "hopper": "Hopper-v4", "walker2d": "Walker2d-v4"}
+D4RL_FILES = {  # path below a mirror
+    "kitchen-complete-v0": "kitchen/mini_kitchen_microwave_kettle_light_slider-v0.hdf5",
+    "kitchen-partial-v0": "kitchen/kitchen_microwave_kettle_light_slider-v0.hdf5",
+    "kitchen-mixed-v0": "kitchen/kitchen_microwave_kettle_bottomburner_light-v0.hdf5"}  # fmt: skip
+for hand, kind in itertools.product(("pen", "hammer", "door", "relocate"), ("human", "cloned", "expert")):
+    D4RL_FILES[f"{hand}-{kind}-v1"] = f"hand_dapg_v1/{hand}-{kind}-v1.hdf5"
+for kind in ("random", "medium", "expert", "medium-replay", "full-replay", "medium-expert"):
+    D4RL_FILES |= {f"{x}-{kind}-v2": f"gym_mujoco_v2/{x}_{kind.replace('-', '_')}-v2.hdf5" for x in ROBOTS}
+for kind in ("umaze", "umaze-diverse", "medium-play", "medium-diverse", "large-play", "large-diverse"):
+    maze = {"umaze": "u-maze", "medium": "big-maze", "large": "hardest-maze"}[kind.partition("-")[0]]
+    file = f"Ant_maze_{maze}_noisy_multistart_{kind != 'umaze'}_multigoal_{kind.endswith('diverse')}_sparse"
+    D4RL_FILES[f"antmaze-{kind}-v0"] = f"ant_maze_new/{file}.hdf5"
+    D4RL_FILES[f"antmaze-{kind}-v2"] = f"ant_maze_v2/{file}_fixed.hdf5"
+
+
+@np.errstate(all="ignore")  # what is no float32 is refused below
+def load_dataset(env_id: str) -> tuple[list[Tensor], dict]:
+    """The transitions, and where they are from. obs [N, obs_dim], action [N, action_dim] in [-1, 1], reward
+    [N], next_obs [N, obs_dim], terminal [N]: 1 where the episode ended, but not by a time limit."""
+    path, low, high, *arrays = (load_d4rl if env_id in D4RL_FILES else load_minari)(env_id)
+    obs, action = (np.asarray(x, np.float32) for x in arrays[:2])
+    reward, terminal, timeout, end = (np.asarray(x, np.float32).ravel() for x in arrays[2:])
+    lengths = {len(x) for x in (obs, action, reward, terminal, timeout, end)}
+    good = obs.ndim == action.ndim == 2 and len(lengths) == 1 and end.any() and not timeout[:-1].all()
+    check(good, f"{path}: no transitions, no episodes, or arrays of unequal size {[x.shape for x in arrays]}")
+    returns = np.diff(np.cumsum(reward, dtype=np.float64)[end != 0], prepend=0)
+    rows = np.flatnonzero(timeout[:-1] == 0)  # row i leads to row i + 1, but not at a timeout
+    columns = {"observation": obs[rows], "action": (action * 2 - (high + low))[rows] / (high - low),
+               "reward": adjust_reward(env_id, reward, returns)[rows], "next observation": obs[rows + 1],
+               "terminal": np.sign(terminal)[rows]}  # fmt: skip
+    for name, x in columns.items():
+        limit = 1 + 1e-4 if name == "action" else np.finfo(np.float32).max  # stored actions are rounded
+        bad = rows[~(np.abs(x) <= limit).reshape(len(x), -1).all(axis=1)]
+        check(not len(bad), f"{path}: the {name} of row {bad[:1]} is NaN, infinite or out of bounds; mend it")
+    sha, sums = hashlib.sha256(path.read_bytes()).hexdigest(), ROOT / "benchmark/paper/d4rl_sha256.csv"
+    known = sums.read_text() if sums.exists() else ""
+    foreign = f"\n{D4RL_FILES.get(env_id)}," in known and sha not in known
+    print(f"{path}: {len(rows)} transitions, {len(returns)} episodes, mean return {np.mean(returns):.1f}, "
+          f"sha256 {sha}{', not the file that D4RL published' * foreign}")  # fmt: skip
+    source = dict(dataset=str(path), dataset_sha256=sha, action_low=low.tolist(), action_high=high.tolist())
+    return [torch.as_tensor(np.asarray(x, np.float32)) for x in columns.values()], source
+
+
+def load_d4rl(name: str) -> tuple:
+    """Path, bounds of actions, and arrays [row, dim] or [row]: obs, action, reward, terminal, timeout, end
+    of an episode. Row i leads to row i + 1 unless it is a timeout, as in D4RL's `qlearning_dataset`.
+    From $D4RL_DATASET_DIR; downloaded to it from the first of $D4RL_MIRRORS that has the file whole."""
+    folder = Path(os.environ.get("D4RL_DATASET_DIR") or "~/.d4rl/datasets").expanduser()
+    path = folder / Path(D4RL_FILES[name]).name
+    partial = folder / f"{path.name}.{os.urandom(4).hex()}.part"  # others may download it too
+    mirrors = (os.environ.get("D4RL_MIRRORS") or D4RL_MIRRORS).split()
+    for url in (f"{mirror}/{file}" for mirror in mirrors for file in (D4RL_FILES[name], path.name)):
+        if not path.exists():
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                socket.setdefaulttimeout(30)  # seconds; a mirror may be dead
+                torch.hub.download_url_to_file(url, partial)
+                h5py.File(partial, locking=False).close()  # raises if it is cut
+                os.replace(partial, path)
+            except Exception as error:  # of many kinds; the next mirror may do
+                print(f"{url}: {error}")
+            partial.unlink(missing_ok=True)
+    check(path.exists(), f"cannot download {url}; put it at {path}, or use --env-id {Args.env_id}")
+    kitchen = name.startswith("kitchen")  # its files have no timeouts
+    keys = "observations", "actions", "rewards", "terminals", "terminals" if kitchen else "timeouts"
+    with explain(f"{path} is not a whole HDF5 file of {name}"), h5py.File(path, locking=False) as file:
+        obs, action, reward, terminal, timeout = (file[key][:] for key in keys)
+        count, one = 0, np.ones(action.shape[1])
+        for i in range(len(timeout) if kitchen else 0):
+            timeout[i] = count == 279
+            count = 0 if timeout[i] else 1 if terminal[i] else count + 1  # that 1 is an off-by-one of D4RL's
+        return path, -one, one, obs, action, reward, terminal, timeout, terminal.ravel() + timeout.ravel()
+
+
+def open_minari(dataset_id: str) -> minari.MinariDataset:
+    """From datasets/ of this project, from $MINARI_DATASETS_PATH, or downloaded to that."""
+    here = [str(x.parent.relative_to(ROOT / "datasets")) for x in ROOT.glob("datasets/**/data")]
+    similar = ", ".join(difflib.get_close_matches(dataset_id, [*D4RL_FILES, *here], cutoff=0))
+    with explain(f"unknown env id {dataset_id!r}, or not to be had; similar ones: {similar}"):
+        if dataset_id in here:
+            return minari.MinariDataset(ROOT / "datasets" / dataset_id / "data")
+        return minari.load_dataset(dataset_id, download="/" in dataset_id and dataset_id[:6] != "local/")
+
+
+def load_minari(dataset_id: str) -> tuple:
+    """As load_d4rl; an episode's last observation is a row of its own, with a timeout, and not terminal."""
+    dataset, episodes = open_minari(dataset_id), []
+    path, space = Path(dataset.storage.data_path) / "main_data.hdf5", dataset.action_space
+    with explain(f"cannot read {path}, with actions {space}"):
+        check(space.is_bounded() and len(dataset), f"{path}: no episodes, or no finite bounds in {space}")
+        for episode in dataset:
+            obs = flatten(episode.observations)
+            pad = lambda x: np.concatenate([x, np.zeros_like(x[:1])])[: len(obs)]  # none may be missing
+            arrays = (pad(x) for x in (episode.actions, episode.rewards, episode.terminations))
+            episodes.append((obs, *arrays, *2 * [np.arange(len(obs)) == len(obs) - 1]))
+        return path, space.low, space.high, *(np.concatenate(x) for x in zip(*episodes))
+
+
+def flatten(obs) -> np.ndarray:
+    """[..., obs_dim]: an observation as it is, or a dict of them by its sorted keys, as Minari sorts them."""
+    parts = [flatten(obs[key]) for key in sorted(obs)] if isinstance(obs, dict) else [obs]
+    return np.concatenate(parts, axis=-1, dtype=np.float32)
+
+
+# ------------------------------------------------------------------------------- environment and evaluation
+def with_d4rl_masses(env: gym.Env) -> gym.Env:
+    """The same MuJoCo environment with D4RL's masses in kg: Hopper 15.265, not 15.820, for one. MuJoCo before
+    2.1.1 took a capsule's mass and inertia from a cylinder of its radius r, longer by r."""
+    spec, model = mujoco.MjSpec.from_file(env.unwrapped.fullpath), env.unwrapped.model
+    for geom in spec.geoms:
+        if geom.type == mujoco.mjtGeom.mjGEOM_CAPSULE:
+            geom.type, axis = mujoco.mjtGeom.mjGEOM_CYLINDER, geom.fromto[3:] - geom.fromto[:3]
+            geom.fromto += geom.size[0] / 2 * np.concatenate([-axis, axis]) / np.linalg.norm(axis)
+            geom.size[1] += geom.size[0] / 2  # half the length, if the line above had no ends to move (NaN)
+    cylinders = spec.compile()
+    for field in ("body_mass", "body_inertia", "body_ipos", "body_iquat"):
+        getattr(model, field)[:] = getattr(cylinders, field)
+    mujoco.mj_setConst(model, mujoco.MjData(model))  # what MuJoCo derives from these
+    return env
+
+
+def load_task(env_id: str) -> SimpleNamespace:
+    """What env_id is evaluated in: make_env(mode=None) with actions in [-1, 1], sizes of observation and of
+    action, the returns low and high that score 0 and 100, and the metric: only D4RL's is called "score"."""
+    robot, options = env_id.partition("-")[0], {"disable_env_checker": True}
+    if env_id in D4RL_FILES:  # those of benchmark/ need gymnasium-robotics
+        make, options["id"] = gym.make, ROBOTS.get(robot, f"benchmark.d4rl_envs:{env_id}")
+        (low, high), metric, physics = D4RL_RETURNS[robot], "score", "D4RL's, of MuJoCo 2.1.0"
+    else:
+        dataset, metric, physics = open_minari(env_id), "Minari score", f"MuJoCo {mujoco.__version__}"
+        make, options["eval_env"] = dataset.recover_environment, True
+        low, high = (dataset.storage.metadata.get(f"ref_{x}_score") for x in ("min", "max"))
+        if None in (low, high) or low == high:
+            low, high, metric = 0.0, 100.0, "return"
+        if "gymnasium_robotics.envs.maze.ant_maze" in str(dataset.env_spec):
+            # The data's maze (Minari's own one to evaluate umaze in is mirrored), and an end at the goal.
+            options |= {"maze_map": dataset.env_spec.kwargs["maze_map"], "continuing_task": False}
+    gym.logger.min_level = gym.logger.ERROR  # -v4 is meant, "out of date" or not
+    adapt = with_d4rl_masses if robot in ROBOTS else lambda env: env
+    make_env = lambda mode=None: gym.wrappers.RescaleAction(adapt(make(render_mode=mode, **options)), -1, 1)
+    with explain(f"cannot evaluate in the environment of {env_id}; --eval-episodes 0 does without"):
+        env = make_env()
+        check(env.spec.max_episode_steps, f"{env_id} has no time limit; --eval-episodes 0 does without")
+        sizes = *flatten(env.reset()[0]).shape, *env.action_space.shape
+    return SimpleNamespace(make_env=make_env, sizes=sizes, low=low, high=high, metric=metric, physics=physics)
+
+
+def evaluate(agent: Agent, task: SimpleNamespace, args: Args) -> dict[str, np.ndarray]:
+    """Returns, lengths and scores [seed, episode], and their means [seed]. Episode k of a seed starts from
+    the same state in every evaluation. Training's random numbers go on as if there was none."""
+    device, n, total = agent.trained.device, args.num_seeds, args.eval_episodes
+    slots = min(total, 10 if device.type == "cuda" else 1)  # side by side is faster on a GPU alone
+    envs = [[task.make_env() for _ in range(slots)] for _ in range(n)]
+    reset = lambda i, j, k: flatten(envs[i][j].reset(seed=int(10_000 * (args.seed + i) + k))[0])
+    episode = np.tile(np.arange(slots), (n, 1))  # [seed, slot], the one that runs there
+    obs = np.array([[reset(i, j, j) for j in range(slots)] for i in range(n)])  # [seed, slot, obs_dim]
+    returns, lengths = np.zeros((2, n, total))
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(args.seed)
+        while (episode < total).any():
+            actions = act(agent, torch.as_tensor(obs, device=device), args).cpu().numpy()
+            for i, j in np.argwhere(episode < total):
+                k = episode[i, j]
+                next_obs, reward, terminated, truncated, _ = envs[i][j].step(actions[i, j])
+                obs[i, j] = flatten(next_obs)
+                returns[i, k] += reward
+                lengths[i, k] += 1
+                if terminated or truncated:
+                    episode[i, j] = k = episode[i].max() + 1
+                    obs[i, j] = reset(i, j, k) if k < total else 0
+    for env in itertools.chain(*envs):
+        env.close()
+    scores = 100 * (returns - task.low) / (task.high - task.low)
+    spread = f" ± {scores.mean(axis=1).std(ddof=1):.1f}" if n > 1 else ""  # over seeds
+    tqdm.write(f"{task.metric} {scores.mean():.1f}{spread} (last, {n} seeds × {total} episodes)")
+    values = {"return": returns, "length": lengths, "normalized_score": scores}
+    means = {f"eval/{name}": x.mean(axis=1) for name, x in values.items()}
+    return means | {f"eval/{name}s": x for name, x in values.items()}
+
+
+# ----------------------------------------------------------------------------------------------------- main
+LOG_EVERY = 500  # steps between lines of losses, at most, and within which a NaN is noticed
+finite = lambda x: json.loads(json.dumps(x), parse_constant=lambda _: None)  # null for NaN and infinity
+
+
+def gradient_steps(agent: Agent, data: list[Tensor], phase: str, totals: dict, args: Args) -> Iterator[None]:
+    """A gradient step for each next(), its losses [seed] added to totals on the device. With --compile on
+    CUDA three eager steps come first; then one CUDA graph of the whole, from draws to decay, is replayed."""
+    shape = args.num_seeds, getattr(args, f"{phase}_batch_size", args.batch_size)
+    update = PHASES[phase]
+    if args.compile:  # with PyTorch's own random numbers, which eager steps draw
+        update = torch.compile(update, options={"fallback_random": True})
+
+    def step() -> None:
+        rows = torch.randint(len(data[0]), shape, device=data[0].device)  # [seed, batch]
+        for name, loss in update(agent, [x[rows] for x in data], args).items():
+            totals.setdefault(name, torch.zeros_like(loss)).add_(loss.detach())
+
+    for i in itertools.count():
+        if i == 3 and args.compile and data[0].is_cuda:
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                step()  # recorded, not run
+            step = graph.replay
+        yield step()
+
+
+def write(path: Path, content: dict) -> None:
+    """A .pt or .json file. Whenever this is interrupted, path holds what it held before or all of content."""
+    note = f"cannot write {path}; the one before is kept: make room and use --resume"
+    with explain(note), open(f"{path}.part", "wb") as file:
+        text = path.suffix == ".json"
+        file.write(json.dumps(finite(content), indent=2).encode()) if text else torch.save(content, file)
+        file.flush()
+        os.fsync(file)
+        os.replace(f"{path}.part", path)
+
+
+def fit(agent: Agent, data: list[Tensor], task: SimpleNamespace | None, metrics: TextIO, args: Args) -> dict:
+    """All phases, from the last checkpoint on; returns the state at the end."""
+    checkpoint, rng = Path(metrics.name).with_name("checkpoint.pt"), torch.cuda if data[0].is_cuda else torch
+    state = {"step": 0, "scores": [], "metrics_size": 0, "train_seconds": 0.0, "eval_seconds": 0.0}
+    if args.resume and checkpoint.exists():
+        with explain(f"cannot load {checkpoint}"):
+            saved = torch.load(checkpoint, map_location=data[0].device, weights_only=True)  # runs no code
+            agent.load_state_dict(saved["agent"])
+            for name, optimizer in agent.optimizers.items():
+                optimizer.load_state_dict(saved["optimizers"][name])
+            rng.set_rng_state(saved["rng"].cpu())  # refuses that of another kind of device
+        state = saved["state"]
+    metrics.truncate(state["metrics_size"])  # what a killed run wrote after its checkpoint comes again
+    ends = list(itertools.accumulate(getattr(args, f"{phase}_steps") for phase in PHASES))
+    check(state["step"] <= ends[-1], f"{checkpoint} is at step {state['step']} already")
+    for phase, first, last in zip(PHASES, [0, *ends], ends):
+        if state["step"] == first and phase in STARTS:
+            STARTS[phase](agent)
+        logged, clock, totals = max(state["step"], first), time.perf_counter(), {}
+        numbers = tqdm(range(logged + 1, last + 1), phase, disable=None, dynamic_ncols=True)
+        for step, _ in zip(numbers, gradient_steps(agent, data, phase, totals, args)):
+            saving = step % args.checkpoint_every == 0 or step == ends[-1]
+            evaluating = last == ends[-1] and ((step - first) % args.eval_every == 0 or step == last)
+            if not (saving or evaluating or step % LOG_EVERY == 0 or step == last):
+                continue
+            values = {name: (total / (step - logged)).cpu().numpy() for name, total in totals.items()}
+            if not all(x.isfinite().all() for x in (*totals.values(), *agent.parameters())):
+                losses = {name: x.tolist() for name, x in values.items()}
+                raise FloatingPointError(f"a loss or weight is not finite at step {step}; by seed: {losses}")
+            seconds = time.perf_counter() - clock
+            state |= {"step": step, "train_seconds": state["train_seconds"] + seconds}
+            values["steps_per_second"] = np.full(args.num_seeds, (step - logged) / seconds)
+            if task and evaluating:
+                values |= evaluate(agent, task, args)
+                state["scores"].append(values["eval/normalized_score"].tolist())
+            for i in range(args.num_seeds):
+                line = {name: x[i].tolist() for name, x in values.items()}
+                metrics.write(json.dumps(finite({"step": step, "seed": args.seed + i} | line)) + "\n")
+                if args.track:
+                    wandb.log({f"seed{args.seed + i}/{name}": x for name, x in line.items()}, step)
+            metrics.flush()
+            state["eval_seconds"] += time.perf_counter() - clock - seconds
+            if saving:
+                state["metrics_size"] = os.path.getsize(metrics.name)
+                optimizers = {name: optimizer.state_dict() for name, optimizer in agent.optimizers.items()}
+                saved = {"agent": agent.state_dict(), "optimizers": optimizers, "rng": rng.get_rng_state()}
+                write(checkpoint, saved | {"state": state})
+            logged, clock = step, time.perf_counter()
+            for total in totals.values():
+                total.zero_()
+    return state
+
+
+def train(args: Args) -> dict:
+    """A whole run, or the evaluation of one; returns what result.json holds."""
+    device = resolve(args)
+    task = load_task(args.env_id) if args.eval_episodes else None
+    if args.eval_only:
+        check(task, "--eval-only needs --eval-episodes, how many to evaluate")
+        agent = Agent(*task.sizes, args, device)
+        with explain(f"cannot load the model of {args.eval_only}"):
+            saved = torch.load(f"{os.path.expanduser(args.eval_only)}/model.pt", device, weights_only=True)
+            agent.load_state_dict(saved["agent"])
+        return evaluate(agent, task, args)
+    data, config = load_dataset(args.env_id)
+    sizes = data[0].shape[1], data[1].shape[1]
+    check(not task or task.sizes == sizes, f"{args.env_id}: the sizes {sizes} are not its environment's")
+    config |= {"script": SCRIPT.name, "id": os.urandom(4).hex(), "obs_dim": sizes[0], "action_dim": sizes[1]}
+    config["git_commit"] = subprocess.getoutput(f"git -C '{ROOT}' rev-parse HEAD 2>/dev/null") or None
+    config["versions"] = {x.__name__: str(x.__version__) for x in (torch, mujoco, gym, minari)}
+    name = f"{args.env_id.replace('/', '-')}__{SCRIPT.stem}__{args.seed}__{int(time.time())}-{config['id']}"
+    run_dir = Path(os.path.expanduser(args.resume or args.run_dir or f"runs/{name}"))
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with open(run_dir / "metrics.jsonl", "a") as metrics:
+        try:
+            fcntl.flock(metrics, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:  # of another kind where the file system has no locks
+            check(not isinstance(error, BlockingIOError), f"another process trains in {run_dir}")
+        file, held = run_dir / "config.json", {"config.json", "checkpoint.pt"} & {*os.listdir(run_dir)}
+        check(args.resume or not held, f"{run_dir} holds a run already; --resume {run_dir} continues it")
+        old = json.loads(file.read_text()) if args.resume else config
+        check(old["dataset_sha256"] == config["dataset_sha256"], f"{run_dir} was begun with another dataset")
+        config = old | vars(args) | {"resume": None}
+        if args.track:
+            with explain("--track: W&B does not start; run `wandb login`, or set WANDB_MODE=offline"):
+                wandb.init(id=config["id"], name=name, dir=run_dir, config=config, resume="allow")
+        write(file, config)
+        print(f"writing {run_dir}; after an interruption: python {SCRIPT.name} --resume {run_dir}")
+        torch.manual_seed(args.seed)
+        agent = Agent(*sizes, args, device)
+        state = fit(agent, [x.to(device) for x in data], task, metrics, args)
+    if args.track:
+        wandb.finish()
+    write(run_dir / "model.pt", {"agent": agent.state_dict(), "config": config})
+    scores = enumerate(zip(*state["scores"]), args.seed)
+    seeds = {seed: {"last": x[-1], "best": np.fmax.reduce(x).item()} for seed, x in scores}
+    result = (
+        config
+        | state
+        | {"seeds": seeds, "peak_memory_mib": torch.cuda.max_memory_allocated() / 2**20 or None}
+    )
+    result |= {"metric": task and task.metric, "physics": task and task.physics}
+    write(run_dir / "result.json", result)
+    print(f"wrote {run_dir}: {seeds or 'no score (--eval-episodes 0)'}")
+    if args.capture_video and task:
+        make, name = task.make_env, iter(map(str, seeds))  # evaluate() makes one environment for each
+        task.make_env = lambda: gym.wrappers.RecordVideo(make("rgb_array"), run_dir, name_prefix=next(name))
+        with explain("no video; set MUJOCO_GL to egl, osmesa or glfw, as the machine has"):
+            evaluate(agent, task, dataclasses.replace(args, eval_episodes=1))
+    return result
+
+
+def main() -> None:
+    try:
+        train(parse_args())
+    except (InputError, OSError, FloatingPointError, KeyboardInterrupt) as error:
+        reason = (
+            " ".join(str(error).split())[:1000] or "interrupted; the line 'writing ...' says how to continue"
+        )
+        print(f"{SCRIPT.name}: {reason}", file=sys.stderr)
+        raise SystemExit({FloatingPointError: 3, KeyboardInterrupt: 130}.get(type(error), 2)) from None
+
+
+if __name__ == "__main__":
+    main()
