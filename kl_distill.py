@@ -60,7 +60,7 @@ class Args:  # None: the paper's value for the task, or as the comment says
     env_id: str = "local/hopper/medium-v0"  # D4RL name (walker2d-medium-v2), Minari id, or local Minari id
     seed: int = 1  # of all random numbers; the agents of a run are called seed, seed + 1, ...
     num_seeds: int = 1  # agents that train together in this process, independent but for the dataset
-    device: str = "cuda" if torch.cuda.is_available() else "cpu"  # or cuda:1, ...
+    device: str = "auto"  # auto (cuda if there is one), cpu, cuda, cuda:1, ...
     compile: bool = False  # torch.compile; on a GPU also one CUDA graph per step; takes a minute to start
     tf32: bool = False  # on a GPU, matrix products of factors rounded to 10 bits: faster
     eval_every: int | None = None  # training steps between evaluations
@@ -411,6 +411,8 @@ def resolve(args: Args) -> torch.device:
             good = 0 < value <= (1 if name in SHARES else sys.maxsize)
             check(good or value == 0 and name in MAY_BE_ZERO, f"--{name.replace('_', '-')} cannot be {value}")
     check(args.sigma_min < args.sigma_max, f"--sigma-min {args.sigma_min} is not below --sigma-max")
+    if args.device == "auto":
+        args.device = "cuda" if torch.cuda.is_available() else "cpu"
     with explain(f"--device {args.device}, or --compile, does not work here; try --device cpu --no-compile"):
         (torch.compile(torch.sin) if args.compile else torch.sin)(torch.zeros(1, device=args.device))
     torch.backends.cuda.matmul.allow_tf32 = args.tf32
@@ -455,7 +457,7 @@ def load_dataset(env_id: str) -> tuple[list[Tensor], dict]:
     rows = np.flatnonzero(timeout[:-1] == 0)  # row i leads to row i + 1, but not at a timeout
     columns = {"observation": obs[rows], "action": (action * 2 - (high + low))[rows] / (high - low),
                "reward": adjust_reward(env_id, reward, returns)[rows], "next observation": obs[rows + 1],
-               "terminal": np.sign(terminal)[rows]}  # fmt: skip
+               "terminal": np.abs(np.sign(terminal))[rows]}  # fmt: skip
     for name, x in columns.items():
         limit = 1 + 1e-4 if name == "action" else np.finfo(np.float32).max  # stored actions are rounded
         bad = rows[~(np.abs(x) <= limit).reshape(len(x), -1).all(axis=1)]
@@ -487,8 +489,9 @@ def load_d4rl(name: str) -> tuple:
                 os.replace(partial, path)
             except Exception as error:  # of many kinds; the next mirror may do
                 print(f"{url}: {error}")
-            partial.unlink(missing_ok=True)
-    check(path.exists(), f"cannot download {url}; put it at {path}, or use --env-id {Args.env_id}")
+            for rest in folder.glob(f"{partial.name}*"):
+                rest.unlink()
+    check(path.exists(), f"no {path}, and no mirror has it; put it there, or use --env-id {Args.env_id}")
     kitchen = name.startswith("kitchen")  # its files have no timeouts
     keys = "observations", "actions", "rewards", "terminals", "terminals" if kitchen else "timeouts"
     with explain(f"{path} is not a whole HDF5 file of {name}"), h5py.File(path, locking=False) as file:
@@ -504,7 +507,7 @@ def open_minari(dataset_id: str) -> minari.MinariDataset:
     """From datasets/ of this project, from $MINARI_DATASETS_PATH, or downloaded to that."""
     here = [str(x.parent.relative_to(ROOT / "datasets")) for x in ROOT.glob("datasets/**/data")]
     similar = ", ".join(difflib.get_close_matches(dataset_id, [*D4RL_FILES, *here], cutoff=0))
-    with explain(f"unknown env id {dataset_id!r}, or not to be had; similar ones: {similar}"):
+    with explain(f"unknown env id {dataset_id!r}, or no network; similar ones here: {similar}"):
         if dataset_id in here:
             return minari.MinariDataset(ROOT / "datasets" / dataset_id / "data")
         return minari.load_dataset(dataset_id, download="/" in dataset_id and dataset_id[:6] != "local/")
@@ -658,7 +661,7 @@ def fit(agent: Agent, data: list[Tensor], task: SimpleNamespace | None, metrics:
         state = saved["state"]
     metrics.truncate(state["metrics_size"])  # what a killed run wrote after its checkpoint comes again
     ends = list(itertools.accumulate(getattr(args, f"{phase}_steps") for phase in PHASES))
-    check(state["step"] <= ends[-1], f"{checkpoint} is at step {state['step']} already")
+    check(state["step"] <= ends[-1], f"the run has done {state['step']} steps already")
     for phase, first, last in zip(PHASES, [0, *ends], ends):
         if state["step"] == first and phase in STARTS:
             STARTS[phase](agent)
@@ -734,7 +737,10 @@ def train(args: Args) -> dict:
         print(f"writing {run_dir}; after an interruption: python {SCRIPT.name} --resume {run_dir}")
         torch.manual_seed(args.seed)
         agent = Agent(*sizes, args, device)
-        state = fit(agent, [x.to(device) for x in data], task, metrics, args)
+        try:
+            state = fit(agent, [x.to(device) for x in data], task, metrics, args)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"to continue: python {SCRIPT.name} --resume {run_dir}") from None
     if args.track:
         wandb.finish()
     write(run_dir / "model.pt", {"agent": agent.state_dict(), "config": config})
@@ -760,10 +766,7 @@ def main() -> None:
     try:
         train(parse_args())
     except (InputError, OSError, FloatingPointError, KeyboardInterrupt) as error:
-        reason = (
-            " ".join(str(error).split())[:1000] or "interrupted; the line 'writing ...' says how to continue"
-        )
-        print(f"{SCRIPT.name}: {reason}", file=sys.stderr)
+        print(f"{SCRIPT.name}: {' '.join(str(error).split())[:1000]}", file=sys.stderr)
         raise SystemExit({FloatingPointError: 3, KeyboardInterrupt: 130}.get(type(error), 2)) from None
 
 

@@ -134,7 +134,8 @@ def test_exit_codes(script, error, code, monkeypatch, capsys, home):
     assert Path("run/config.json").exists() and not Path("run/result.json").exists()
     if code != 1:
         assert exit_.value.code == code
-        assert capsys.readouterr().err == f"{script}: planted\n"
+        told = f"to continue: python {script} --resume run" if code == 130 else "planted"
+        assert capsys.readouterr().err == f"{script}: {told}\n"
 
 
 # -------------------------------------------------------------------------------------- names, network, flags

@@ -20,7 +20,7 @@ def test_compiled_and_eager_steps_give_the_same_losses_and_weights(script, phase
         monkeypatch.setattr(
             torch,
             "compile",
-            lambda update, disable, options: compile(update, backend="aot_eager", disable=disable),
+            lambda update, options: compile(update, backend="aot_eager"),
         )
     script = load_script(script)
     monkeypatch.setattr(script, "HIDDEN", (32,))

@@ -156,17 +156,12 @@ def test_a_script_trains_and_evaluates_on_each_task_of_the_paper(script, name, t
     obs_dim, action_dim = SIZES[family]
     module = load_script(script)
     monkeypatch.setenv("D4RL_DATASET_DIR", str(tmp_path))
-    monkeypatch.setattr(module.signal, "signal", lambda *_: None)
     keys = {"next_observations": None} | ({"timeouts": None} if family == "kitchen" else {})
     write_d4rl(tmp_path / Path(module.D4RL_FILES[name]).name, obs_dim=obs_dim, action_dim=action_dim, **keys)
     flags = {f"{phase}_steps": 2 for phase in module.PHASES} | {"batch_size": 8}
     flags |= {"behavior_batch_size": 8} if script == "srpo.py" else {"eval_candidates": 2}
     run_dir = tmp_path / "run"
-    module.train(
-        module.Args(
-            env_id=name, eval_episodes=1, eval_workers=0, compile=False, run_dir=str(run_dir), **flags
-        )
-    )
+    module.train(module.Args(env_id=name, eval_episodes=1, run_dir=str(run_dir), **flags))
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     (line,) = (line for line in lines if "eval/returns" in line)
     assert 1 <= line["eval/length"] <= horizon(name)

@@ -21,7 +21,7 @@ from benchmark.sweep.experiments import EXPERIMENTS, Experiment, Setting
 RUNS = {  # processes of each experiment with one seed each
     "table1": 26 * 5, "table2": 4, "table3": 3 * 2 * 5, "table5": 3 * 2 * 5, "table6": 6 * 2 * 5,
     "table7": 26, "fig5": 6 * 2 * 5, "srpo_table1": 15 * 5, "srpo_fig6": 3 * 4 * 5, "srpo_fig10": 3 * 5 * 5,
-    "local": 8 * 5, "local_sets": 6 * 2 * 5, "local_pretrain": 2 * 5, "local_entropy": 3 * 5,
+    "local": 10 * 5, "local_sets": 6 * 2 * 5, "local_pretrain": 2 * 5, "local_entropy": 3 * 5,
     "local_omega": 4 * 5, "local_beta": 5 * 5,
 }  # fmt: skip
 
@@ -101,8 +101,8 @@ def test_shards_are_disjoint_and_together_the_experiment(capsys):
     everything = commands(capsys, "--experiment", "table6", "local")
     shards = [commands(capsys, "--experiment", "table6", "local", "--shard", f"{i}/7") for i in range(7)]
     assert sorted(sum(shards, [])) == sorted(everything)
-    assert len(set(everything)) == len(everything) == 100
-    assert {len(shard) for shard in shards} == {14, 15}
+    assert len(set(everything)) == len(everything) == 110
+    assert {len(shard) for shard in shards} == {15, 16}
 
 
 @pytest.mark.parametrize("name", ["table1", "table2", "table3", "table5", "table6", "table7", "srpo_table1"])
@@ -337,9 +337,8 @@ def test_bad_flags_end_with_one_line(flags, message, capsys):
 # ------------------------------------------------------------------------------------------ a script, killed
 def test_a_run_that_is_killed_resumes_to_the_same_metrics(tmp_path):
     """In the middle, by kill -9 of the sweep."""
-    flags = "--batch-size 128 --eval-episodes 0 --checkpoint-every 20"
-    base = ["--experiment", "local", "--only", "dtql_gaussian", "--seeds", "1", "--budget", "0.01",
-            "--flags", flags, "--shard", "0/1"]  # fmt: skip
+    flags = "--pretrain-steps 5 --train-steps 60 --eval-episodes 0 --checkpoint-every 5"
+    base = ["--flags", flags, *"--experiment local --only dtql_gaussian --seeds 1 --shard 0/1".split()]
     start = lambda runs: subprocess.Popen(
         [sys.executable, "-m", "benchmark.sweep.run", *base, "--runs", str(runs)], cwd=ROOT,
         env=script_env(tmp_path), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,

@@ -84,11 +84,6 @@ def test_rows_of_other_runs_stay_in_the_output(tmp_path, monkeypatch):
     assert [x["script"] for x in json.loads(output.read_text())["train"]] == ["kl_distill.py", "srpo.py"]
 
 
-def test_the_page_has_the_tables_of_its_files():
-    text = tables.PAGE.read_text()
-    assert tables.page(text) == text
-
-
 def test_a_table_is_of_all_files(tmp_path, monkeypatch):
     monkeypatch.setattr(tables, "RESULTS", tmp_path)
     for name in "ab":

@@ -39,7 +39,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = {  # the phases that are timed
     "dtql_gaussian.py": ["train"], "dtql_implicit.py": ["train"], "kl_distill.py": ["train"],
-    "srpo.py": ["critic", "behavior", "policy"],
+    "srpo.py": ["critic", "behavior", "policy"], "benchmark/baselines/fql.py": ["train"],
+    "benchmark/baselines/diffusion_ql.py": ["train"], "benchmark/baselines/idql.py": ["train"],
+    "benchmark/baselines/iql.py": ["train"],
 }  # fmt: skip
 WALKER, ANTMAZE = "walker2d-medium-v2", "antmaze-umaze-v0"
 SIZES = {WALKER: (17, 6), ANTMAZE: (29, 8)}  # observation and action dims

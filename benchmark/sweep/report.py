@@ -159,7 +159,7 @@ def reasons(run: Run, setting: Setting) -> str:
         return "; ".join([*found, "another script"])
     usual = args_of(setting)
     for name, x in differences(run, setting).items():
-        fewer = name.endswith("_steps") or name == "eval_episodes"
+        fewer = (name.endswith("_steps") or name == "eval_episodes") and x < usual[name]
         found.append(f"{x} of {usual[name]} {name}".replace("_", " ") if fewer else f"{name} {x}")
     return "; ".join(found)
 
@@ -248,15 +248,12 @@ def count_seeds(section: Section) -> None:
             rows[key] = dict(zip(COLUMNS, (*key, last, run.config["metric"], reasons(run, setting), run)))
     order = {(x.task, x.label): i for i, x in enumerate(experiment.settings)}
     ordered = sorted(rows.values(), key=lambda x: (order.get((x["task"], x["label"]), 0), x["seed"]))
-    section.seeds = seeds = pd.DataFrame(
-        ordered, columns=["task", "label", "seed", "last", "metric", "because", "run"]
-    )
+    section.seeds = seeds = pd.DataFrame(ordered, columns=COLUMNS)
     cells = seeds.groupby(["task", "label"], sort=False)
     counts = cells.size().to_dict()
     missing = [f"{label} on {task}" for task, label in order if (task, label) not in counts]
-    few = [
-        f"{label} on {task} ({n})" for (task, label), n in counts.items() if order and n < experiment.seeds
-    ]
+    enough = experiment.seeds if order else 0
+    few = [f"{label} on {task} ({n})" for (task, label), n in counts.items() if n < enough]
     unfinished = [run for run in section.runs if not run.finished]
     if missing:
         notes.append(f"Without a finished run: {len(missing)} of {len(order)}, {', '.join(missing)}.")
