@@ -38,6 +38,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Literal, TextIO
 
+os.environ.setdefault("GOMP_SPINCOUNT", "100000")  # threads that wait less busily: docs/speed.md
 import gymnasium as gym
 import h5py
 import minari
