@@ -22,7 +22,7 @@ def rows_of(part: str) -> pd.DataFrame:
     """This part's rows in all files, the script by its short name."""
     files = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
     rows = pd.DataFrame([row for file in files for row in file.get(part, [])])
-    return rows.assign(script=rows["script"].map(lambda x: Path(x).stem)) if len(rows) else rows
+    return rows.assign(script=rows["script"].map(lambda x: Path(x).stem)) if "script" in rows else rows
 
 
 def paper() -> dict[tuple[str, str], float]:
@@ -84,7 +84,22 @@ def paper_table() -> dict[str, list]:
     }
 
 
-TABLES = {"train": train_table, "against": against_table, "act": act_table, "paper": paper_table}
+def waiting_table() -> dict[str, list]:
+    rows = rows_of("waiting")
+    return {
+        "setting": rows["setting"], "other processes": rows["busy_processes"],
+        "steps per second (range)": [
+            f"{x:.1f} ({low:.1f} to {high:.1f})"
+            for x, (low, high) in zip(rows["steps_per_second"], rows["range"])
+        ],
+        "device": rows["device"], "commit": rows["commit"],
+    }  # fmt: skip
+
+
+TABLES = {
+    "train": train_table, "against": against_table, "act": act_table, "paper": paper_table,
+    "waiting": waiting_table,
+}  # fmt: skip
 
 
 def page(text: str) -> str:
