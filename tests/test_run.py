@@ -108,7 +108,7 @@ def test_a_run_writes_what_it_promises(finished):
         scores = [line["eval/normalized_score"] for line in evaluations if line["seed"] == seed]
         assert result["seeds"][str(seed)] == pytest.approx({"last": scores[-1], "best": max(scores)})
     assert f"writing run; after an interruption: python {script} --resume run\n" in output
-    assert "(last, 2 seeds × 2 episodes)\nwrote run: " in output
+    assert re.search(r"\(last, 2 seeds × 2 episodes\); physics: MuJoCo \S+\nwrote run: ", output)
     losses = [line for line in lines if line["seed"] == 1]
     ends = {30, 60, 110, 160, 180} if script == "srpo.py" else {60, 110, 160, 180}
     assert [line["step"] for line in losses] == sorted(ends | {*range(EVERY, 180, EVERY)})

@@ -53,11 +53,11 @@ from tqdm import tqdm
 
 # ------------------------------------------------------------------------------------------------ arguments
 @dataclasses.dataclass
-class Args:  # None: the paper's value for the task, or as the comment says
+class Args:  # None: the task's value in TASKS, or as the comment says
     env_id: str = "local/hopper/medium-v0"  # D4RL name (walker2d-medium-v2), Minari id, or local Minari id
-    seed: int = 1  # of all random numbers; the agents of a run are called seed, seed + 1, ...
-    num_seeds: int = 1  # agents that train together in this process, independent but for the dataset
-    device: str = "auto"  # auto (cuda if there is one), cpu, cuda, cuda:1, ...
+    seed: int = 1  # of the one random stream of a run, whose agents are called seed, seed + 1, ...
+    num_seeds: int = 1  # agents trained together, each with weights, batches and noise of its own
+    device: str = "auto"  # auto (cuda if there is one), cpu or cuda; which GPU: CUDA_VISIBLE_DEVICES
     compile: bool = False  # torch.compile; on a GPU also one CUDA graph per step; takes a minute to start
     tf32: bool = False  # on a GPU, matrix products of factors rounded to 10 bits: faster
     eval_every: int | None = None  # training steps between evaluations
@@ -207,7 +207,7 @@ def minimize(loss: Tensor, optimizer: torch.optim.Optimizer, max_norm: float) ->
 
 
 def frozen(network: nn.Module) -> Callable:
-    """The network as a fixed function of its inputs: no gradient of weights, a tenth of a compiled step."""
+    """The network as a fixed function of its inputs: no gradient of weights: saves a tenth of a step."""
     weights = {name: param.detach() for name, param in network.named_parameters()}
     return lambda *inputs: torch.func.functional_call(network, weights, inputs)
 
@@ -288,8 +288,9 @@ sys.path.append(str(ROOT))  # where gymnasium looks for benchmark
 SHARES = {"discount", "tau", "expectile"}  # from 0 to 1
 MAY_BE_ZERO = {"seed", "eval_episodes", "eval_candidates", "pretrain_steps", "critic_steps", "behavior_steps",
                "alpha", "beta", "entropy_coef", *SHARES}  # fmt: skip
-OF_A_RESUMED_RUN = {"resume", "track", "capture_video", f"{[*PHASES][-1]}_steps"}  # flags that may differ
-OF_AN_EVALUATION = {"eval_only", "device", "eval_episodes", "eval_candidates"}  # from the run's own
+LAST_STEPS = f"{[*PHASES][-1]}_steps"  # the flag that may grow when a run is resumed
+OF_A_RESUMED_RUN = {"resume", "track", "capture_video", LAST_STEPS}  # flags that may differ
+OF_AN_EVALUATION = {"eval_only", "device", "compile", "tf32", "eval_episodes", "eval_candidates"}
 
 
 class InputError(Exception):
@@ -320,7 +321,9 @@ def parse_args(argv: list[str] | None = None) -> Args:
             args = tyro.cli(Args, args=argv, default=Args(**{name: config[name] for name in vars(args)}))
         differ = {name for name, x in vars(args).items() if x != config[name]}
         differ -= OF_A_RESUMED_RUN if args.resume else OF_AN_EVALUATION
-        check(not differ, f"{', '.join(differ)} cannot differ from those of {run}; leave that out")
+        check(not differ, f"{', '.join(sorted(differ))} cannot differ from those of {run}; leave that out")
+        fewer = getattr(args, LAST_STEPS) < config[LAST_STEPS]
+        check(not fewer, f"{run} has {LAST_STEPS} {config[LAST_STEPS]}, which can only become more")
     return args
 
 
@@ -333,6 +336,7 @@ def resolve(args: Args) -> torch.device:
             check(good or value == 0 and name in MAY_BE_ZERO, f"--{name.replace('_', '-')} cannot be {value}")
     if args.device == "auto":
         args.device = "cuda" if torch.cuda.is_available() else "cpu"
+    check(":" not in args.device, "--device cuda, and choose the GPU by CUDA_VISIBLE_DEVICES")
     with explain(f"--device {args.device}, or --compile, does not work here; try --device cpu --no-compile"):
         (torch.compile(torch.sin) if args.compile else torch.sin)(torch.zeros(1, device=args.device))
     torch.backends.cuda.matmul.allow_tf32 = args.tf32
@@ -438,10 +442,13 @@ def load_minari(dataset_id: str) -> tuple:
     dataset, episodes = open_minari(dataset_id), []
     path, space = Path(dataset.storage.data_path) / "main_data.hdf5", dataset.action_space
     with explain(f"cannot read {path}, with actions {space}"):
-        check(space.is_bounded() and len(dataset), f"{path}: no episodes, or no finite bounds in {space}")
+        check(
+            np.isfinite(space.high - space.low).all() and len(dataset),
+            f"{path}: no episodes, or no finite bounds in {space}",
+        )
         for episode in dataset:
             obs = flatten(episode.observations)
-            pad = lambda x: np.concatenate([x, np.zeros_like(x[:1])])[: len(obs)]  # none may be missing
+            pad = lambda x: np.concatenate([x, np.zeros_like(x[:1])])[: len(obs)]  # a row for each of obs
             arrays = (pad(x) for x in (episode.actions, episode.rewards, episode.terminations))
             episodes.append((obs, *arrays, *2 * [np.arange(len(obs)) == len(obs) - 1]))
         return path, space.low, space.high, *(np.concatenate(x) for x in zip(*episodes))
@@ -487,7 +494,7 @@ def load_task(env_id: str) -> SimpleNamespace:
             # The data's maze (Minari's own one to evaluate umaze in is mirrored), and an end at the goal.
             options |= {"maze_map": dataset.env_spec.kwargs["maze_map"], "continuing_task": False}
     gym.logger.min_level = gym.logger.ERROR  # -v4 is meant, "out of date" or not
-    adapt = with_d4rl_masses if robot in ROBOTS else lambda env: env
+    adapt = with_d4rl_masses if options.get("id") in ROBOTS.values() else lambda env: env
     make_env = lambda mode=None: gym.wrappers.RescaleAction(adapt(make(render_mode=mode, **options)), -1, 1)
     with explain(f"cannot evaluate in the environment of {env_id}; --eval-episodes 0 does without"):
         env = make_env()
@@ -523,7 +530,8 @@ def evaluate(agent: Agent, task: SimpleNamespace, args: Args) -> dict[str, np.nd
         env.close()
     scores = 100 * (returns - task.low) / (task.high - task.low)
     spread = f" ± {scores.mean(axis=1).std(ddof=1):.1f}" if n > 1 else ""  # over seeds
-    tqdm.write(f"{task.metric} {scores.mean():.1f}{spread} (last, {n} seeds × {total} episodes)")
+    score = f"{task.metric} {scores.mean():.1f}{spread} (last, {n} seeds × {total} episodes)"
+    tqdm.write(f"{score}; physics: {task.physics}")
     values = {"return": returns, "length": lengths, "normalized_score": scores}
     means = {f"eval/{name}": x.mean(axis=1) for name, x in values.items()}
     return means | {f"eval/{name}s": x for name, x in values.items()}
@@ -579,9 +587,9 @@ def fit(agent: Agent, data: list[Tensor], task: SimpleNamespace | None, metrics:
                 optimizer.load_state_dict(saved["optimizers"][name])
             rng.set_rng_state(saved["rng"].cpu())  # refuses that of another kind of device
         state = saved["state"]
-    metrics.truncate(state["metrics_size"])  # what a killed run wrote after its checkpoint comes again
+    # what a killed run wrote after its checkpoint comes again
+    metrics.truncate(min(state["metrics_size"], os.path.getsize(metrics.name)))
     ends = list(itertools.accumulate(getattr(args, f"{phase}_steps") for phase in PHASES))
-    check(state["step"] <= ends[-1], f"the run has done {state['step']} steps already")
     for phase, first, last in zip(PHASES, [0, *ends], ends):
         if state["step"] == first and phase in STARTS:
             STARTS[phase](agent)
@@ -637,8 +645,9 @@ def train(args: Args) -> dict:
     config |= {"script": SCRIPT.name, "id": os.urandom(4).hex(), "obs_dim": sizes[0], "action_dim": sizes[1]}
     config["git_commit"] = subprocess.getoutput(f"git -C '{ROOT}' rev-parse HEAD 2>/dev/null") or None
     config["versions"] = {x.__name__: str(x.__version__) for x in (torch, mujoco, gym, minari)}
-    name = f"{args.env_id.replace('/', '-')}__{SCRIPT.stem}__{args.seed}__{int(time.time())}-{config['id']}"
-    run_dir = Path(os.path.expanduser(args.resume or args.run_dir or f"runs/{name}"))
+    name = f"{args.env_id.replace('/', '-')}__{SCRIPT.stem}__{args.seed}"
+    new_dir = f"runs/{name}__{int(time.time())}-{config['id']}"
+    run_dir = Path(os.path.expanduser(args.resume or args.run_dir or new_dir))
     run_dir.mkdir(parents=True, exist_ok=True)
     with open(run_dir / "metrics.jsonl", "a") as metrics:
         try:
@@ -666,19 +675,16 @@ def train(args: Args) -> dict:
     write(run_dir / "model.pt", {"agent": agent.state_dict(), "config": config})
     scores = enumerate(zip(*state["scores"]), args.seed)
     seeds = {seed: {"last": x[-1], "best": np.fmax.reduce(x).item()} for seed, x in scores}
-    result = (
-        config
-        | state
-        | {"seeds": seeds, "peak_memory_mib": torch.cuda.max_memory_allocated() / 2**20 or None}
-    )
-    result |= {"metric": task and task.metric, "physics": task and task.physics}
+    result = config | state | {"seeds": seeds, "metric": task and task.metric}
+    result["physics"] = task and task.physics
+    result["peak_memory_mib"] = torch.cuda.max_memory_allocated() / 2**20 or None
     write(run_dir / "result.json", result)
-    print(f"wrote {run_dir}: {seeds or 'no score (--eval-episodes 0)'}")
     if args.capture_video and task:
-        make, name = task.make_env, iter(map(str, seeds))  # evaluate() makes one environment for each
-        task.make_env = lambda: gym.wrappers.RecordVideo(make("rgb_array"), run_dir, name_prefix=next(name))
+        make, seed = task.make_env, iter(map(str, seeds))  # evaluate() makes one environment for each
+        task.make_env = lambda: gym.wrappers.RecordVideo(make("rgb_array"), run_dir, name_prefix=next(seed))
         with explain("no video; set MUJOCO_GL to egl, osmesa or glfw, as the machine has"):
             evaluate(agent, task, dataclasses.replace(args, eval_episodes=1))
+    print(f"wrote {run_dir}: {seeds or 'no score (--eval-episodes 0)'}")
     return result
 
 
