@@ -174,7 +174,8 @@ def test_noise_levels_in_the_wrong_order(refused):
 def test_no_such_device(device, refused):
     if device == "cuda" and torch.cuda.is_available():
         pytest.skip("there is a CUDA device")
-    refused([f"--device {device}", "--device cpu"], "--device", device, "--run-dir", "run")
+    words = ["CUDA_VISIBLE_DEVICES"] if ":" in device else [f"--device {device}", "--device cpu"]
+    refused(words, "--device", device, "--run-dir", "run")
 
 
 @pytest.mark.parametrize("flags", ["--batchsize 8", "--lr-schedule linear", "--batch-size many"])
@@ -269,7 +270,7 @@ def test_the_directory_of_another_run(finished, small, refused):
     "flags, words",
     [("--batch-size 16 --tau 0.01", ["batch_size", "tau"]), ("--run-dir other", ["run_dir"]),
      ("--env-id hopper-expert-v2", ["env_id"]), ("--checkpoint-every 1", ["checkpoint_every"]),
-     ("--eval-only run", ["eval_only"]), ("--train-steps 1", ["train_steps 2, which can only become more"])],
+     ("--eval-only run", ["eval_only"]), ("--train-steps 1", ["train_steps", "which can only become more"])],
 )  # fmt: skip
 def test_resuming_with_other_flags(flags, words, finished):
     module = load_script(SCRIPT)
@@ -277,8 +278,7 @@ def test_resuming_with_other_flags(flags, words, finished):
     with pytest.raises(module.InputError) as error:
         train(SCRIPT, "--resume", "run", *flags.split())
     assert all(word in str(error.value) for word in words) and "learning_rate" not in str(error.value)
-    train_steps = {"train_steps": 1} if "--train-steps" in flags else {}
-    assert json.loads((finished / "config.json").read_text()) == config | train_steps
+    assert json.loads((finished / "config.json").read_text()) == config
 
 
 def test_resuming_what_is_no_run(refused, finished, home):

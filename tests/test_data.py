@@ -581,18 +581,20 @@ def test_an_episode_without_its_last_observation_costs_that_transition_alone(scr
     assert next_obs.amax(dim=1).tolist() == [1, 2, 3, 101, 102, 201, 202, 203]
 
 
-def test_a_minari_id_without_a_namespace(make_minari):
-    make_minari("pendulum-v0", lengths=[4])
-    train(SCRIPTS[0], *fast_flags(SCRIPTS[0]), "--env-id", "pendulum-v0", "--run-dir", "run")
-    assert json.loads(Path("run/config.json").read_text())["dataset"].endswith(
-        "pendulum-v0/data/main_data.hdf5"
-    )
+@pytest.mark.parametrize("name", ["pendulum-v0", "hopper-mine-v0"])
+def test_a_minari_id_without_a_namespace(name, make_minari):
+    """It is its owner's data and environment, also where D4RL has a robot of that name."""
+    make_minari(name, lengths=[4])
+    flags = *fast_flags(SCRIPTS[0]), "--eval-episodes", 1
+    result = train(SCRIPTS[0], *flags, "--env-id", name, "--run-dir", "run")
+    assert result["dataset"].endswith(f"{name}/data/main_data.hdf5") and "D4RL" not in result["physics"]
 
 
 @pytest.mark.parametrize(
     "changes, words",
     [  # sound data that this program cannot use
         ({"low": -np.inf, "high": np.inf}, "no finite bounds"),
+        ({"low": -3.4e38, "high": 3.4e38}, "no finite bounds"),
         ({"rewards": np.ones((3, 2))}, "(4, 2)"),  # with the row of the last observation
         ({"text": True}, "Cannot cast"),
         ({"minari_version": "0.9.0"}, "Minari 0.9.0"),

@@ -7,6 +7,7 @@ three processes that compute all the time. Settings take turns, three rounds. `o
 nothing is set. Written to benchmark/results/speed/waiting.json.
 """
 
+import argparse
 import json
 import os
 import statistics
@@ -45,6 +46,8 @@ def steps_per_second(setting: dict[str, str]) -> float:
 
 
 def main() -> None:
+    formatter = argparse.RawDescriptionHelpFormatter
+    argparse.ArgumentParser(description=__doc__, formatter_class=formatter).parse_args()
     source = {
         "device": describe(torch.device("cpu")),
         "torch": str(torch.__version__),
