@@ -169,7 +169,7 @@ def test_the_state_of_random_numbers_between_replays_can_be_saved_and_restored(s
 
 
 def task() -> SimpleNamespace:
-    return SimpleNamespace(make_env=lambda: FakeEnv([]), low=0.0, high=100.0, metric="score")
+    return SimpleNamespace(make_env=lambda: FakeEnv([]), low=0.0, high=100.0, metric="score", physics="none")
 
 
 def test_an_evaluation_between_replays_does_not_disturb_them(script, monkeypatch):

@@ -464,7 +464,7 @@ def task_of(log: list, envs: list) -> SimpleNamespace:
         envs.append(FakeEnv(log))
         return envs[-1]
 
-    return SimpleNamespace(make_env=make_env, low=20.0, high=120.0, metric="score")
+    return SimpleNamespace(make_env=make_env, low=20.0, high=120.0, metric="score", physics="none")
 
 
 @pytest.mark.parametrize("slots", [1, 4, 40])
