@@ -518,6 +518,7 @@ def load_task(env_id: str) -> SimpleNamespace:
         env = make_env()
         check(env.spec.max_episode_steps, f"{env_id} has no time limit; --eval-episodes 0 does without")
         sizes = *flatten(env.reset()[0]).shape, *env.action_space.shape
+        env.close()
     return SimpleNamespace(make_env=make_env, sizes=sizes, low=low, high=high, metric=metric, physics=physics)
 
 
@@ -571,7 +572,9 @@ def gradient_steps(agent: Agent, data: list[Tensor], phase: str, totals: dict, a
     def step() -> None:
         rows = torch.randint(len(data[0]), shape, device=data[0].device)  # [seed, batch]
         for name, loss in update(agent, [x[rows] for x in data], args).items():
-            totals.setdefault(name, torch.zeros_like(loss)).add_(loss.detach())
+            if name not in totals:
+                totals[name] = torch.zeros_like(loss)
+            totals[name].add_(loss.detach())
 
     for i in itertools.count():
         if i == 3 and args.compile and data[0].is_cuda:
