@@ -1,22 +1,12 @@
 """The evaluation environments of D4RL's AntMaze, Adroit and Kitchen tasks, without d4rl and mujoco_py.
 
-Importing this module registers them under D4RL's names. Gymnasium imports it by itself in
+`import benchmark.envs` registers them under D4RL's names, and Gymnasium does that by itself in
 
-    gymnasium.make("benchmark.d4rl_envs:antmaze-umaze-v2")
+    gymnasium.make("benchmark.envs:antmaze-umaze-v2")
 
-and `python -m benchmark.d4rl_envs` lists every D4RL name that the scripts know. Adroit and Kitchen need
-gymnasium-robotics 1.4.2 (benchmark/requirements.txt), AntMaze does not. MuJoCo has to be older than 3.5,
-which changed contact margins, and with them every ant that touches something.
-
-| ids | steps | an episode ends when | obs | action | reward of a step | scores 0, 100 |
-|---|---|---|---|---|---|---|
-| antmaze-umaze{,-diverse}-{v0,v2} | 700 | the goal is reached | 29 | 8 | 1 at the goal, else 0 | 0, 1 |
-| antmaze-{medium,large}-{play,diverse}-{v0,v2} | 1000 | the same | 29 | 8 | the same | 0, 1 |
-| pen-{human,cloned,expert}-v1 | 100 | the pen is dropped | 45 | 24 | dense | 96.26, 3076.83 |
-| hammer-{human,cloned,expert}-v1 | 200 | never | 46 | 26 | dense | -274.86, 12794.13 |
-| door-{human,cloned,expert}-v1 | 200 | never | 39 | 28 | dense | -56.51, 2880.57 |
-| relocate-{human,cloned,expert}-v1 | 200 | never | 39 | 30 | dense | -6.43, 4233.88 |
-| kitchen-{complete,partial,mixed}-v0 | 280 | all 4 tasks are done | 60 | 9 | tasks it completes | 0, 4 |
+docs/evaluation.md lists names, sizes, horizons and ends. Adroit and Kitchen need gymnasium-robotics 1.4.2
+(benchmark/requirements.txt), AntMaze does not. MuJoCo has to be older than 3.5, which changed contact
+margins, and with them every ant that touches something.
 
 Observations are float64 vectors; actions lie in [-1, 1]. The last word before the version names data, not a
 task: play and diverse are one environment, so are human, cloned and expert, and complete and partial; mixed
@@ -34,6 +24,8 @@ import gymnasium as gym
 import mujoco
 import numpy as np
 from gymnasium.envs.mujoco import MujocoEnv
+
+from dtql_gaussian import with_d4rl_masses
 
 # D4RL's U_MAZE_TEST, BIG_MAZE_TEST and HARDEST_MAZE_TEST (locomotion/maze_env.py). Columns run along x, rows
 # along y; # is a wall, S the cell of the start, whose centre is the origin, G that of the goal.
@@ -72,22 +64,6 @@ KITCHEN_TASKS = {
     "partial": ("microwave", "kettle", "light switch", "slide cabinet"),
     "mixed": ("microwave", "kettle", "bottom burner", "light switch"),
 }
-
-
-def with_d4rl_masses(env: gym.Env) -> gym.Env:
-    """The same MuJoCo environment with D4RL's masses in kg: Hopper 15.265, not 15.820, for one. MuJoCo before
-    2.1.1 took a capsule's mass and inertia from a cylinder of its radius r, longer by r."""
-    spec, model = mujoco.MjSpec.from_file(env.unwrapped.fullpath), env.unwrapped.model
-    for geom in spec.geoms:
-        if geom.type == mujoco.mjtGeom.mjGEOM_CAPSULE:
-            geom.type, axis = mujoco.mjtGeom.mjGEOM_CYLINDER, geom.fromto[3:] - geom.fromto[:3]
-            geom.fromto += geom.size[0] / 2 * np.concatenate([-axis, axis]) / np.linalg.norm(axis)
-            geom.size[1] += geom.size[0] / 2  # half the length, if the line above had no ends to move (NaN)
-    cylinders = spec.compile()
-    for field in ("body_mass", "body_inertia", "body_ipos", "body_iquat"):
-        getattr(model, field)[:] = getattr(cylinders, field)
-    mujoco.mj_setConst(model, mujoco.MjData(model))  # what MuJoCo derives from these
-    return env
 
 
 def cell_centers(maze: str, kind: str) -> np.ndarray:
@@ -353,24 +329,4 @@ def register() -> None:
         )
 
 
-def main() -> None:
-    """Every D4RL name that the scripts know, as a table in Markdown."""
-    import dtql_gaussian as script  # its dataset section is that of all four scripts
-
-    print("| name | steps | obs | action | environment | data file |\n|---|---|---|---|---|---|")
-    for name, file in script.D4RL_FILES.items():
-        env = script.load_task(name).make_env()
-        (obs_dim,), (action_dim,) = env.observation_space.shape, env.action_space.shape
-        steps = env.spec.max_episode_steps
-        wrappers = [x.name for x in env.spec.additional_wrappers if x.name != "RescaleAction"]
-        source = " in ".join([env.spec.entry_point, *wrappers])
-        print(f"| {name} | {steps} | {obs_dim} | {action_dim} | {source} | {file} |")
-        env.close()
-    print("\nA data file is looked for in $D4RL_DATASET_DIR (default ~/.d4rl/datasets), without its folder,")
-    print(f"then downloaded from the first of $D4RL_MIRRORS that has it (default {script.D4RL_MIRRORS}).")
-
-
-if __name__ == "__main__":
-    main()  # which imports this module by its name, as anyone does
-else:
-    register()
+register()

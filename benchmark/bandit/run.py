@@ -1,7 +1,7 @@
 """The 2D bandits of DTQL (arXiv 2405.19690) and SRPO (arXiv 2310.07297), as pictures and as numbers.
 
-python -m benchmark.bandit                               # every panel, on one core
-python -m benchmark.bandit --panels theorem1 far         # these alone
+python -m benchmark.bandit.run                               # every panel, on one core
+python -m benchmark.bandit.run --panels theorem1 far         # these alone
 """
 
 import json
