@@ -158,11 +158,18 @@ def run_paths(seeds: int, omegas: tuple[str, ...]) -> dict:
             for omega in omegas for name in NAMES}  # fmt: skip
 
 
+def canvas_of_densities(results: list[dict]):
+    figure, axes = toy.canvas(2, 3, toy.PLANES["rings"].extent, titles=NAMES, cell=2.4)
+    for ax, x in zip(axes.flat, results):
+        toy.heat(ax, x["map"][0], toy.PLANES[x["name"]].extent, top=0.995)
+    return figure, axes.flat
+
+
 def draw_paths(results: dict):
     """Of the last ω."""
-    figure, axes = toy.canvas(2, 3, toy.PLANES["rings"].extent, titles=NAMES, cell=2.4)
-    for ax, x in zip(axes.flat, list(results.values())[-len(NAMES) :]):
-        toy.heat(ax, x["map"][0], toy.PLANES[x["name"]].extent, top=0.995)
+    results = list(results.values())[-len(NAMES) :]
+    figure, axes = canvas_of_densities(results)
+    for ax, x in zip(axes, results):
         path = x["path"][0]  # [level, 36, 2]
         ax.plot(*path.permute(2, 0, 1), color=toy.POLICY_COLOR, linewidth=0.9)
         for at, color, size in (("0", "white", 5), ("1", "#f6a2ae", 6), ("10", toy.POLICY_COLOR, 9)):
@@ -201,9 +208,8 @@ def measure_kl(results: dict, i: int) -> dict:
 
 
 def draw_kl(results: dict):
-    figure, axes = toy.canvas(2, 3, toy.PLANES["rings"].extent, titles=NAMES, cell=2.4)
-    for ax, (name, x) in zip(axes.flat, results.items()):
-        toy.heat(ax, x["map"][0], toy.PLANES[name].extent, top=0.995)
+    figure, axes = canvas_of_densities(results.values())
+    for ax, x in zip(axes, results.values()):
         ax.scatter(*x["forward"][0].T, c="white", s=14, marker="x", linewidths=0.9)
         toy.scatter(ax, x["reverse"][0], size=9, color=toy.POLICY_COLOR)
     return figure

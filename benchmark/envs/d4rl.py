@@ -20,6 +20,8 @@ engine of its time, MuJoCo 2.1.0; docs/physics.md compares them. What differs:
 - The kettle on its hob: MuJoCo before 3.4.0 took half of a contact's depth between two boxes.
 """
 
+import itertools
+
 import gymnasium as gym
 import mujoco
 import numpy as np
@@ -283,50 +285,29 @@ class Kitchen(gym.Wrapper, gym.utils.RecordConstructorArgs):
         return obs, float(len(done)), not self.tasks_to_complete, truncated, info
 
 
-def register() -> None:
-    robotics = "gymnasium_robotics.envs"  # by name: it is imported when one of its environments is made
-    for maze, steps, kinds in (
-        ("umaze", 700, ("umaze", "umaze-diverse")),
-        ("medium", 1000, ("medium-play", "medium-diverse")),
-        ("large", 1000, ("large-play", "large-diverse")),
-    ):
-        for kind in kinds:
-            for version, redraw_goal in (("v0", False), ("v2", True)):
-                gym.register(
-                    f"antmaze-{kind}-{version}",
-                    f"{__name__}:AntMaze",
-                    max_episode_steps=steps,
-                    kwargs={"maze": maze, "redraw_goal": redraw_goal},
-                )
-    for task, steps, options in (
-        ("pen", 100, {"camera_name": "fixed"}),  # from behind the hand, close
-        ("hammer", 200, {}),
-        ("door", 200, {}),
-        ("relocate", 200, {}),
-    ):
-        for data in ("human", "cloned", "expert"):
-            gym.register(
-                f"{task}-{data}-v1",
-                f"{robotics}.adroit_hand.adroit_{task}:AdroitHand{task.capitalize()}Env",
-                max_episode_steps=steps,
-                additional_wrappers=(Adroit.wrapper_spec(task=task),),
-                kwargs={"reward_type": "dense"} | options,
-            )
-    for data, tasks in KITCHEN_TASKS.items():
+for kind in ("umaze", "umaze-diverse", "medium-play", "medium-diverse", "large-play", "large-diverse"):
+    maze, steps = kind.partition("-")[0], 700 if kind.startswith("umaze") else 1000
+    for version, redraw_goal in (("v0", False), ("v2", True)):
         gym.register(
-            f"kitchen-{data}-v0",
-            f"{robotics}.franka_kitchen:KitchenEnv",
-            max_episode_steps=280,
-            disable_env_checker=True,  # it objects to arrays in the observations below; the vector is a copy
-            additional_wrappers=(Kitchen.wrapper_spec(),),
-            kwargs={
-                "tasks_to_complete": list(tasks),
-                "terminate_on_tasks_completed": False,  # both are the wrapper's business
-                "remove_task_when_completed": False,
-                "robot_noise_ratio": 0.1,
-                "object_noise_ratio": 0.0,
-            },
-        )
-
-
-register()
+            f"antmaze-{kind}-{version}", f"{__name__}:AntMaze", max_episode_steps=steps,
+            kwargs={"maze": maze, "redraw_goal": redraw_goal},
+        )  # fmt: skip
+# gymnasium_robotics is imported when one of its environments is made.
+for task, data in itertools.product(("pen", "hammer", "door", "relocate"), ("human", "cloned", "expert")):
+    camera = {"camera_name": "fixed"} if task == "pen" else {}  # from behind the hand, close
+    gym.register(
+        f"{task}-{data}-v1",
+        f"gymnasium_robotics.envs.adroit_hand.adroit_{task}:AdroitHand{task.capitalize()}Env",
+        max_episode_steps=100 if task == "pen" else 200,
+        additional_wrappers=(Adroit.wrapper_spec(task=task),),
+        kwargs={"reward_type": "dense"} | camera,
+    )  # fmt: skip
+for data, tasks in KITCHEN_TASKS.items():
+    gym.register(
+        f"kitchen-{data}-v0", "gymnasium_robotics.envs.franka_kitchen:KitchenEnv", max_episode_steps=280,
+        disable_env_checker=True,  # it objects to arrays in the observations below; the vector is a copy
+        additional_wrappers=(Kitchen.wrapper_spec(),),
+        kwargs={"tasks_to_complete": list(tasks), "robot_noise_ratio": 0.1, "object_noise_ratio": 0.0,
+                # both are the wrapper's business
+                "terminate_on_tasks_completed": False, "remove_task_when_completed": False},
+    )  # fmt: skip

@@ -95,11 +95,9 @@ def training_step(script, phase: str, device: torch.device, totals: dict | None 
     agent, args = make_agent(script, device, **settings)
     script.STARTS.get(phase, lambda agent: None)(agent)
     obs_dim, action_dim = SIZES[args.env_id]
-    obs, action = (
-        torch.randn(100_000, obs_dim, device=device),
-        torch.randn(100_000, action_dim, device=device),
-    )
-    data = [obs, action.tanh(), obs[:, 0], obs.flip(0), torch.zeros_like(obs[:, 0])]
+    n = 100_000
+    obs, action, next_obs = (torch.randn(n, x, device=device) for x in (obs_dim, action_dim, obs_dim))
+    data = [obs, action.tanh(), torch.randn(n, device=device), next_obs, torch.zeros(n, device=device)]
     steps = script.gradient_steps(agent, data, phase, {} if totals is None else totals, args)
     return steps.__next__, getattr(args, f"{phase}_batch_size", args.batch_size)
 

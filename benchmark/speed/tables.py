@@ -5,6 +5,7 @@
 A table stands between `<!-- NAME -->` and `<!-- /NAME -->`; everything else there is written by hand.
 """
 
+import argparse
 import json
 import re
 from pathlib import Path
@@ -61,5 +62,7 @@ def page(text: str) -> str:
 
 
 if __name__ == "__main__":
+    raw = argparse.RawDescriptionHelpFormatter
+    argparse.ArgumentParser(description=__doc__, formatter_class=raw).parse_args()
     PAGE.write_text(page(PAGE.read_text()))
     print(f"wrote the tables of {PAGE}")

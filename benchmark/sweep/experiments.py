@@ -13,8 +13,8 @@ import csv
 import functools
 import importlib
 import re
-from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -148,21 +148,6 @@ def args_of(setting: Setting) -> dict:
     args = script.parse_args(["--env-id", setting.task, *setting.flags])
     script.resolve(args)
     return vars(args)
-
-
-def scaled(setting: Setting, budget: float, but: Collection[str] = ()) -> Setting:
-    """The setting with all its step counts times budget, as flags, but those given otherwise. A phase of no
-    steps stays so; all else has a step at least."""
-    if budget == 1:
-        return setting
-    flags, args = list(setting.flags), args_of(setting)
-    for name in (*(f"{phase}_steps" for phase in load(setting.script).PHASES), "eval_every"):
-        flag, count = f"--{name.replace('_', '-')}", args[name]
-        if flag not in but:
-            if flag not in flags:
-                flags += [flag, ""]
-            flags[flags.index(flag) + 1] = str(max(1, round(count * budget)) if count else 0)
-    return replace(setting, flags=tuple(flags))
 
 
 # ------------------------------------------------------------------------------------------------ experiments

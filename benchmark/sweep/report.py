@@ -140,8 +140,6 @@ def reasons(run: Run, setting: Setting) -> str:
 class Section:
     """The runs of one experiment, or all those of none. seeds: a row for each seed of a finished run."""
 
-    name: str
-    title: str
     experiment: Experiment
     runs: dict[Run, Setting]
     notes: list[str] = field(default_factory=list)  # what is missing, broken or mixed
@@ -151,12 +149,6 @@ class Section:
     def cells(self):
         """((task, label), its rows of seeds), in the experiment's order."""
         return self.seeds.groupby(["task", "label"], sort=False)
-
-
-def place_of(run: Run) -> tuple[str, Path]:
-    """The budget that run.py reduced it to, or "", and the folder of its setting."""
-    *_, budget, task, name, _ = ("",) * 4 + run.path.resolve().parts
-    return budget if budget.startswith("budget-") else "", Path(task, name)
 
 
 def own_setting(run: Run) -> Setting:
@@ -174,18 +166,16 @@ def collect(root: Path) -> list[Section]:
             runs.append(read_run(folder, notes))
         except (OSError, ValueError, TypeError) as error:
             notes.append(f"{folder} is not counted: {error}")
-    for budget in sorted({place_of(run)[0] for run in runs}):
-        for experiment in EXPERIMENTS.values():
-            settings = {(budget, x.folder): x for x in experiment.settings}
-            found = {run: settings[place_of(run)] for run in runs if place_of(run) in settings}
-            if not set(found) <= shown:
-                shown |= set(found)
-                suffix = f" ({budget} of all steps)" if budget else ""
-                name = "-".join(filter(None, (experiment.name, budget)))
-                sections.append(Section(name, experiment.title + suffix, experiment, found))
+    for experiment in EXPERIMENTS.values():
+        settings = {x.folder.parts: x for x in experiment.settings}  # where run.py puts its runs
+        places = {run: run.path.resolve().parts[-3:-1] for run in runs}
+        found = {run: settings[place] for run, place in places.items() if place in settings}
+        if not set(found) <= shown:
+            shown |= set(found)
+            sections.append(Section(experiment, found))
     others = {run: own_setting(run) for run in runs if run not in shown}
     if others or not sections and notes:
-        sections.append(Section(OTHER.name, OTHER.title, OTHER, others))
+        sections.append(Section(OTHER, others))
     for section in sections:
         count_seeds(section)
     if sections:
@@ -439,12 +429,12 @@ def write_markdown(sections: list[Section], output: Path, command: str) -> None:
     parts = ["# Runs", INTRODUCTION, f"Made by `{command}`."]
     for section in sections:
         notes = "\n".join(f"- {escape(note)}" for note in section.notes)
-        parts += [f"## {section.title}", section.experiment.question, notes]
+        parts += [f"## {section.experiment.title}", section.experiment.question, notes]
         for i, (caption, block) in enumerate(section.blocks):
             if isinstance(block, pd.DataFrame):
                 parts += [caption, markdown(block)]
             else:
-                file = pictures / f"{section.name}-{i}.svg"
+                file = pictures / f"{section.experiment.name}-{i}.svg"
                 file.write_text(block.replace("<svg ", '<svg style="background: white" ', 1))
                 parts.append(f"![{escape(caption)}](report/{file.name})")
     (output / "report.md").write_text("\n\n".join(filter(None, parts)) + "\n")

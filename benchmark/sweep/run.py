@@ -2,7 +2,6 @@
 
     pip install -r benchmark/requirements.txt
     python -m benchmark.sweep.run --experiment local --dry-run      # its command lines, ready to be copied
-    python -m benchmark.sweep.run --experiment local --budget 0.25  # a quarter of all steps
     python -m benchmark.sweep.run --experiment table1 --seeds-per-run 5 --gpus-per-run 0.5
     python -m benchmark.sweep.run --experiment table1 --only walker2d  # runs with this in their path
 
@@ -17,10 +16,8 @@ A run has --cpus-per-run cores, as threads and as what Ray reserves, and --gpus-
 each, as many runs as cores, is the most work of a CPU. On a GPU try how many runs still add up to more steps
 per second (log.txt, metrics.jsonl).
 
-Without Ray, --shard i/n runs every n-th run from the i-th on, one after the other. As a Slurm job array:
-
-    #SBATCH --array=0-9 --gpus=1 --cpus-per-task=8
-    python -m benchmark.sweep.run --experiment table1 --shard $SLURM_ARRAY_TASK_ID/10
+Without Ray, --shard i/n runs every n-th run from the i-th on, one after the other, as in a Slurm job array
+(docs/sweeps.md).
 
 Directory of a run: {runs}/{task}/{script and flags}/seed-{first}, with the script's own files, command.txt
 (its command line) and log.txt (its output). log.txt is also its lock: a run's processes inherit the
@@ -38,14 +35,14 @@ import signal
 import subprocess
 import sys
 import typing
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console, RenderableType
 from rich.progress import Progress
 
-from benchmark.sweep.experiments import EXPERIMENTS, Experiment, scaled
+from benchmark.sweep.experiments import EXPERIMENTS, Experiment
 
 ROOT = Path(__file__).resolve().parents[2]
 FINAL = {2: "bad input", 3: "a loss is not finite"}  # exit codes of a script that would come again
@@ -85,7 +82,7 @@ def names_of(flags: Iterable[str]) -> set[str]:
 
 
 def runs_of(experiment: Experiment, runs: Path, seeds: int | None = None, seeds_per_run: int = 1,
-            budget: float = 1, flags: Iterable[str] = ()) -> Iterator[Run]:  # fmt: skip
+            flags: Iterable[str] = ()) -> Iterator[Run]:  # fmt: skip
     """All runs of an experiment; seeds: of each setting, None as the experiment says. Exits with code 2 if a
     flag would make another experiment of it."""
     seeds, given = seeds or experiment.seeds, names_of(flags)
@@ -98,7 +95,7 @@ def runs_of(experiment: Experiment, runs: Path, seeds: int | None = None, seeds_
             directory = runs / setting.folder / f"seed-{first}"
             command = ["python", setting.script, "--env-id", setting.task, "--seed", str(first)]
             command += ["--num-seeds", str(count)] if count > 1 else []
-            command += [*scaled(setting, budget, but=given).flags, *flags, "--run-dir", shown_path(directory)]
+            command += [*setting.flags, *flags, "--run-dir", shown_path(directory)]
             yield Run(directory, tuple(command))
 
 
@@ -247,10 +244,10 @@ def start_ray(address: str | None) -> None:
 
 # ------------------------------------------------------------------------------------------------------ main
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    def positive(text: str, kind: Callable = int):
-        if not kind(text) > 0:
+    def positive(text: str) -> int:
+        if not int(text) > 0:
             raise ValueError
-        return kind(text)
+        return int(text)
 
     def shard(text: str) -> tuple[int, int]:
         i, n = map(int, text.split("/"))
@@ -265,8 +262,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--experiment", nargs="+", required=True, choices=EXPERIMENTS, metavar="NAME", help="see above")
     add("--dry-run", action="store_true", help="print the command lines, run nothing")
-    add("--runs", type=Path, help="directory of the runs (default: runs, reduced ones runs/budget-N)")
-    add("--budget", type=lambda x: positive(x, float), default=1.0, help="factor of all step counts")
+    add("--runs", type=Path, default=ROOT / "runs", help="directory of the runs (default: runs)")
     add("--seeds", type=positive, help="training seeds of each setting (default: the experiment's, mostly 5)")
     add("--seeds-per-run", type=positive, default=1, help="seeds that train together in one process")
     add("--only", nargs="+", default=[], metavar="TEXT", help="runs with one of these in their path")
@@ -285,9 +281,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """The exit code: 0, 1 if runs failed, 130 if interrupted."""
     args = parse(argv)
-    default = ROOT / "runs" if args.budget == 1 else ROOT / "runs" / f"budget-{args.budget:g}"
-    directory = (args.runs or default).resolve()
-    settings = args.seeds, args.seeds_per_run, args.budget, args.flags
+    directory, settings = args.runs.resolve(), (args.seeds, args.seeds_per_run, args.flags)
     planned = [run for name in args.experiment for run in runs_of(EXPERIMENTS[name], directory, *settings)]
     by_path = {str(run.directory.relative_to(directory)): run for run in planned}  # those in common once
     chosen = [x for path, x in by_path.items() if not args.only or any(text in path for text in args.only)]
