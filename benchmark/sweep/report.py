@@ -7,9 +7,8 @@ A run is a folder with config.json, metrics.jsonl (or .jsonl.gz) and result.json
 Those of benchmark/sweep/run.py stand under their experiments, beside the papers' numbers; all others at the
 end, by task, script and the arguments that are not the script's own for the task.
 
-A score is the mean over the evaluation episodes of one training seed, and every spread is over seeds. The
-headline is the last evaluation; the best one stands in a column of its own. Scores of different metrics are
-never averaged together, and raw returns, of datasets without reference scores, not at all.
+Scores of different metrics are never averaged together, and raw returns, of datasets without reference
+scores, not at all. INTRODUCTION below says what a score and a spread are.
 """
 
 import argparse
