@@ -217,10 +217,6 @@ def every(test: Callable) -> Callable:
     return lambda row: all(test(row[name]) for name in NAMES)
 
 
-def each(claim: str, test: Callable, keys: tuple[str, ...] = NAMES) -> list:
-    return [(f"{key}: {claim}", lambda row, key=key: test(row[key])) for key in keys]
-
-
 PANELS = {
     "srpo_density": toy.Panel(
         figure="SRPO Fig. 2 and 7",
@@ -228,7 +224,7 @@ PANELS = {
         measure=measure_density,
         claims=[
             ("The density integrates to 1, within 5 %", every(lambda x: abs(x["mass"] - 1) < 0.05)),
-            *each("fresh data are as likely as to a kernel estimate, within 0.3 nats",
+            *toy.each(NAMES, "fresh data are as likely as to a kernel estimate, within 0.3 nats",
                   lambda x: x["held_out_log_density"] > x["kernel_log_density"] - 0.3),
         ],
         draw=draw_density,
@@ -240,8 +236,8 @@ PANELS = {
         claims=[
             ("From 1/β = 0 to 1, 90 % of π move to denser places", every(lambda x: x["denser_at_1"] >= 0.9)),
             ("From 1/β = 0 to 10, 90 % of π do", every(lambda x: x["denser_at_10"] >= 0.9)),
-            *each("at 1/β = 1, 90 % of π are on the data", lambda x: x["on_data_at_1"] >= 0.9),
-            *each("at 1/β = 10, 90 % of π are on the data", lambda x: x["on_data_at_10"] >= 0.9),
+            *toy.each(NAMES, "at 1/β = 1, 90 % of π are on the data", lambda x: x["on_data_at_1"] >= 0.9),
+            *toy.each(NAMES, "at 1/β = 10, 90 % of π are on the data", lambda x: x["on_data_at_10"] >= 0.9),
         ],
         draw=draw_paths,
     ),
@@ -258,7 +254,7 @@ PANELS = {
         figure="SRPO Fig. 3",
         run=run_kl,
         measure=measure_kl,
-        claims=each("reverse KL ends on the data for more targets than forward KL",
+        claims=toy.each(NAMES, "reverse KL ends on the data for more targets than forward KL",
                     lambda x: x["reverse_on_data"] > x["forward_on_data"]),
         draw=lambda results: draw_on_densities(results.values(), mark_ends),
     ),

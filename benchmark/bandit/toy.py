@@ -256,6 +256,11 @@ class Panel:
     draw: Callable  # results -> matplotlib's figure, of the first seed
 
 
+def each(keys, claim: str, test: Callable) -> list[tuple[str, Callable]]:
+    """The same claim of several results."""
+    return [(f"{key}: {claim}", lambda row, key=key: test(row[key])) for key in keys]
+
+
 POLICY_COLOR, DATA_COLOR = "#e5213d", "#9aa3ad"  # beside matplotlib's own scale, viridis
 SHOWN = 1000  # points of a scatter
 
