@@ -77,7 +77,7 @@ class Args:  # None: the task's value in TASKS, or as the comment says
     learning_rate: float | None = None  # of the policy
     lr_schedule: Literal["constant", "cosine"] = "constant"  # [code]: of a cosine that falls by a thousandth
     eta: float | None = None  # η, weight of Q against the denoising loss
-    max_q_backup: bool | None = None  # --max-q-backup: at s' the largest of each Q at ten actions
+    max_q_backup: bool | None = None  # True: at s' the largest of each Q at ten actions
     grad_norm: float | None = None  # largest norm of a seed's gradient, of its critics [code] and its policy
 
 

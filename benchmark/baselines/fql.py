@@ -76,7 +76,7 @@ class Args:  # None: the task's value in TASKS, or as the comment says
     learning_rate: float = 3e-4  # of all networks
     alpha: float | None = None  # α, weight of the distillation against Q
     q_aggregate: Literal["mean", "min"] | None = None  # of the two target Q at the next state
-    normalize_q: bool | None = None  # --normalize-q: divide the policy's Q by its mean magnitude [code]
+    normalize_q: bool | None = None  # True: divide the policy's Q by its mean magnitude [code]
 
 
 # ------------------------------------------------------------------------------------------------- networks

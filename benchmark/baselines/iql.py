@@ -83,7 +83,7 @@ class Args:  # None: the task's value in TASKS, or as the comment says
     lr_schedule: Literal["constant", "cosine"] = "cosine"  # of the policy's learning rate [code]
     beta: float | None = None  # β, how much a better action weighs more; 0: behaviour cloning
     expectile: float | None = None  # τ of the expectile regression of V
-    dropout: bool | None = None  # --dropout: of a tenth of the policy's hidden units, while it trains [code]
+    dropout: bool | None = None  # True: of a tenth of the policy's hidden units, while it trains [code]
     fixed_std: bool = False  # a policy of standard deviation 1, whose loss is a squared error [ours]
 
 
