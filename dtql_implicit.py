@@ -537,7 +537,7 @@ def load_task(env_id: str) -> SimpleNamespace:
     action, the returns low and high that score 0 and 100, and the metric: only D4RL's is called "score"."""
     robot, options = env_id.partition("-")[0], {"disable_env_checker": True}
     if env_id in D4RL_FILES:  # those of benchmark/ need gymnasium-robotics
-        make, options["id"] = gym.make, ROBOTS.get(robot, f"benchmark.d4rl_envs:{env_id}")
+        make, options["id"] = gym.make, ROBOTS.get(robot, f"benchmark.envs:{env_id}")
         (low, high), metric, physics = D4RL_RETURNS[robot], "score", "D4RL's, of MuJoCo 2.1.0"
     else:
         dataset, metric, physics = open_minari(env_id), "Minari score", f"MuJoCo {mujoco.__version__}"

@@ -1,11 +1,13 @@
 """Tests run in parallel processes (pytest-xdist), each on one thread."""
 
 import os
+import sys
 
 import pytest
 import torch
-from helpers import script_env
+from helpers import ROOT, script_env
 
+sys.path.insert(0, str(ROOT))  # where benchmark/ is
 torch.set_num_threads(1)  # threads of several processes wait for each other, at many times the cost
 
 

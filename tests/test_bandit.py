@@ -10,7 +10,7 @@ import torch
 from helpers import ROOT
 
 from benchmark.bandit import dtql_panels, srpo_panels, toy
-from benchmark.bandit.__main__ import PANELS, table, verdict
+from benchmark.bandit.run import PANELS, table, verdict
 
 DOCS = ROOT / "docs/bandit.md"
 
@@ -138,7 +138,7 @@ def test_models_descend_their_losses_and_policies_are_their_scripts(monkeypatch)
 # ----------------------------------------------------------------------------------- what docs/bandit.md says
 @pytest.fixture
 def panels() -> dict:
-    return json.loads((ROOT / "benchmark/results/bandit.json").read_text())
+    return json.loads((ROOT / "benchmark/results/bandit/bandit.json").read_text())
 
 
 def test_every_panel_is_in_the_results_with_three_seeds_and_in_the_docs_with_its_picture(panels):

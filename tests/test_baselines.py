@@ -38,7 +38,7 @@ BAR = [math.prod(ALPHA[: t + 1]) for t in range(T)]  # ᾱ_1 .. ᾱ_T
 SAME = {  # what stands in sections of the algorithm and is still the same
     FQL: ["minimize", "frozen"],
     IQL: ["minimize"],
-    IDQL: ["mish", "MLP", "minimize"],
+    IDQL: ["mish", "minimize"],
     DQL: ["mish", "MLP", "frozen"],
 }
 
@@ -75,9 +75,33 @@ class PlainPredictor(nn.Module):
         self.body = plain_mlp(ACTION_DIM + OBS_DIM + 16, ACTION_DIM, nn.Mish)
 
     def forward(self, x, t, obs):
-        angle = t * torch.tensor([math.exp(-k * math.log(10_000) / 7) for k in range(8)])
+        angle = (t - 1) * torch.tensor([math.exp(-k * math.log(10_000) / 7) for k in range(8)])
         time = self.t2(F.mish(self.t1(torch.cat([torch.sin(angle), torch.cos(angle)], dim=-1))))
         return self.body(torch.cat([x, obs, time], dim=-1))
+
+
+class PlainDropout(nn.Module):
+    """IQL's policy but for its tanh; kept: what dropout multiplies each hidden layer by, [2][batch, 256]."""
+
+    def __init__(self, log_std: torch.Tensor):
+        super().__init__()
+        self.layers, self.log_std = plain_mlp(OBS_DIM, ACTION_DIM, nn.ReLU, hidden=2), log_std
+
+    def forward(self, obs, kept=(1, 1)):
+        first, _, second, _, last = self.layers
+        return last(torch.relu(second(torch.relu(first(obs)) * kept[0])) * kept[1])
+
+
+class PlainIDQLNet(PlainResNet):
+    """SRPO's, but for learnt frequencies, a time from 0, and flax' LayerNorm."""
+
+    def __init__(self, frequencies: torch.Tensor):
+        super().__init__(nn.Parameter(frequencies.clone()))
+        for norm, _, _ in self.blocks:
+            norm.eps = 1e-6
+
+    def forward(self, x, t, obs, **options):
+        return super().forward(x, t - 1, obs, **options)
 
 
 def plain_gelu(in_dim: int, out_dim: int, norm: bool = False) -> nn.Sequential:
@@ -100,12 +124,13 @@ def plain_networks(file: str, agent, i: int) -> dict[str, nn.Module]:
     else:
         q = lambda: plain_mlp(both, 1, nn.ReLU, hidden=2)
         plain = {"v": plain_mlp(OBS_DIM, 1, nn.ReLU, hidden=2)}
-        plain["policy"] = plain_mlp(OBS_DIM, ACTION_DIM, nn.ReLU, hidden=2)
-        if file == IDQL:
-            plain["policy"] = PlainResNet(agent.policy.frequencies[i])
+        if file == IQL:
+            log_std = agent.policy.log_std[i, 0].detach().clone()
+            plain["policy"] = PlainDropout(nn.Parameter(log_std, agent.policy.log_std.requires_grad))
+        else:
+            for name in ("policy", "ema_policy"):
+                plain[name] = PlainIDQLNet(getattr(agent, name).frequencies[i].detach())
     plain = {name: plain_copy(network, getattr(agent, name), i) for name, network in plain.items()}
-    if file == IQL:
-        plain["policy"].log_std = nn.Parameter(agent.policy.log_std[i, 0].detach().clone())
     for j in range(2):
         plain[f"q{j + 1}"] = plain_copy(q(), agent.q, 2 * i + j)
         plain[f"target_q{j + 1}"] = plain_copy(q(), agent.target_q, 2 * i + j)
@@ -134,6 +159,9 @@ class PlainFQL(Plain):
     def build(self, rate, steps):
         self.add("all", self.q1, self.q2, self.flow, self.policy, rate=rate)
 
+    def move_target(self):
+        pass  # its place is within a step
+
     def update(self, obs, action, reward, next_obs, terminal):
         args, inputs = self.args, lambda *xs: torch.cat(xs, dim=1)
         next_action = torch.clip(self.policy(inputs(next_obs, self.draw("normal"))), -1, 1)
@@ -156,6 +184,7 @@ class PlainFQL(Plain):
         fixed = [copy.deepcopy(q).requires_grad_(False) for q in (self.q1, self.q2)]
         q = torch.stack([q(inputs(obs, torch.clip(distilled, -1, 1)))[:, 0] for q in fixed]).mean(dim=0)
         weight = 1 / q.abs().mean().detach() if args.normalize_q else 1
+        super().move_target()
         self.descend(q_loss + bc_loss + args.alpha * distill_loss - weight * q.mean(), "all")
         return {"q_loss": q_loss, "bc_loss": bc_loss, "distill_loss": distill_loss, "policy_q": q.mean()}
 
@@ -173,11 +202,12 @@ class PlainIQL(Plain):
 
         weight = torch.exp(self.args.beta * (q - self.v(obs)[:, 0])).detach()
         weight = torch.minimum(weight, torch.tensor(100.0))
-        std = torch.exp(self.policy.log_std.clamp(-5, 2))
-        law = torch.distributions.Independent(
-            torch.distributions.Normal(torch.tanh(self.policy(obs)), std), 1
-        )
+        kept = [self.draw("kept") for _ in range(2)] if self.args.dropout else (1, 1)
+        mean, std = torch.tanh(self.policy(obs, kept)), torch.exp(self.policy.log_std.clamp(-5, 2))
+        law = torch.distributions.Independent(torch.distributions.Normal(mean, std), 1)
         nll = -law.log_prob(action)
+        if self.args.fixed_std:
+            nll = ((action - mean) ** 2 + math.log(2 * math.pi)).sum(dim=1) / 2
         self.descend((weight * nll).mean(), "policy")
 
         target = self.q_target(reward, next_obs, terminal)
@@ -195,26 +225,36 @@ class Diffusion(Plain):
         return F.mse_loss(self.policy(noisy, (t + 1).double(), obs, **options), eps)
 
 
+def average(old: nn.Module, new: nn.Module, share: float) -> None:
+    for x, y in zip(old.parameters(), new.parameters(), strict=True):
+        x.data = (1 - share) * x.data + share * y.data
+
+
 class PlainIDQL(Diffusion):
     def build(self, rate, steps):
         self.add("q", self.q1, self.q2, rate=rate)
         self.add("v", self.v, rate=rate)
-        self.add("policy", self.policy, rate=rate, kind=torch.optim.AdamW, decay_over=steps)
+        self.add("policy", self.policy, rate=rate, decay_over=steps)
 
-    def update(self, obs, action, *others):
-        target = self.q_target(*others)
+    def update(self, all_obs, all_action, *others):
+        obs, action, *others = (x[:12] for x in (all_obs, all_action, *others))  # CRITIC_BATCH in here
         value_loss, v = self.expectile_loss(torch.minimum(*self.both_q(obs, action, target=True)), obs)
         self.descend(value_loss, "v")
+        target = self.q_target(*others)
         q_loss = sum(((target - q) ** 2).mean() for q in self.both_q(obs, action)) / 2
         self.descend(q_loss, "q")
-        bc_loss = self.noise_error(action, obs, kept=[self.draw("kept") for _ in range(3)])
-        self.descend(bc_loss, "policy")
-        return {"value_loss": value_loss, "q_loss": q_loss, "v": v, "bc_loss": bc_loss}
+        bc_losses = []
+        for rows in (slice(0, 8), slice(8, 16)):
+            kept = [self.draw("kept") for _ in range(3)]
+            bc_losses.append(self.noise_error(all_action[rows], all_obs[rows], kept=kept))
+            self.descend(bc_losses[-1], "policy")
+            average(self.ema_policy, self.policy, 0.001)
+        return {"value_loss": value_loss, "q_loss": q_loss, "v": v, "bc_loss": sum(bc_losses) / 2}
 
 
 class PlainDQL(Diffusion):
     def build(self, rate, steps):
-        self.add("q", self.q1, self.q2, rate=rate, decay_over=steps)
+        self.add("q", self.q1, self.q2, rate=3e-4, decay_over=steps)
         self.add("policy", self.policy, rate=rate, decay_over=steps)
         self.norms, self.sides = [], set()
 
@@ -238,7 +278,10 @@ class PlainDQL(Diffusion):
         return x
 
     def update(self, obs, action, reward, next_obs, terminal):
-        next_q = torch.minimum(*self.both_q(next_obs, self.chain(self.ema_policy, next_obs), target=True))
+        n, draws = len(next_obs), 10 if self.args.max_q_backup else 1
+        states = torch.stack([next_obs[k // draws] for k in range(n * draws)])
+        both = self.both_q(states, self.chain(self.ema_policy, states), target=True)
+        next_q = torch.minimum(*(q.reshape(n, draws).max(dim=1).values for q in both))
         target = (reward + self.args.discount * (1 - terminal) * next_q).detach()
         q_loss = sum(F.mse_loss(q, target) for q in self.both_q(obs, action))
         self.descend(q_loss, "q")
@@ -250,13 +293,13 @@ class PlainDQL(Diffusion):
         guidance = q1.mean() / q2.abs().mean().detach() if side else q2.mean() / q1.abs().mean().detach()
         self.descend(bc_loss - self.args.eta * guidance, "policy")
         if self.steps >= 3 and self.steps % 2 == 0:
-            for old, new in zip(self.ema_policy.parameters(), self.policy.parameters()):
-                old.data = 0.995 * old.data + 0.005 * new.data
+            average(self.ema_policy, self.policy, 0.005)
         return {"q_loss": q_loss, "bc_loss": bc_loss, "policy_q": torch.minimum(q1, q2).mean()}
 
 
-SETTINGS = {FQL: {"alpha": 2.0, "q_aggregate": "mean", "normalize_q": False}, IQL: {"beta": 3.0}, IDQL: {},
-            DQL: {"grad_norm": 0.3}}  # fmt: skip
+SETTINGS = {FQL: {"alpha": 2.0, "q_aggregate": "mean", "normalize_q": False},
+            IQL: {"beta": 3.0, "dropout": False}, IDQL: {},
+            DQL: {"eta": 1.0, "grad_norm": 0.3, "max_q_backup": False}}  # fmt: skip
 TRANSCRIPTIONS = {FQL: PlainFQL, IQL: PlainIQL, IDQL: PlainIDQL, DQL: PlainDQL}
 
 
@@ -266,8 +309,12 @@ def check_updates(file: str, changes: dict, script=None, steps: int = 6) -> list
     with pytest.MonkeyPatch.context() as patch:
         if file == DQL:
             assert (script.EMA_SHARE, script.EMA_EVERY, script.EMA_START) == (0.005, 5, 1000)
+            assert script.Args.lr_schedule == "constant"
             patch.setattr(script, "EMA_EVERY", 2)
             patch.setattr(script, "EMA_START", 3)
+        if file == IDQL:
+            assert script.CRITIC_BATCH == 256
+            patch.setattr(script, "CRITIC_BATCH", 12)
         if file == FQL:
             assert script.HIDDEN == (512, 512, 512, 512)
             patch.setattr(script, "HIDDEN", (WIDTH, WIDTH, WIDTH, WIDTH))
@@ -282,7 +329,7 @@ def compare_updates(file: str, script, changes: dict) -> list[Plain]:
             scale.uniform_(0.5, 1.5)  # as built: ones and zeros
             shift.uniform_(-0.5, 0.5)
         linears(agent.policy)[-1][1].add_(torch.tensor([1.2, 0.0]))  # to leave the box
-        if file == IQL:
+        if file == IQL and not args.fixed_std:
             agent.policy.log_std.copy_(torch.tensor([2.3, -0.4]))  # one beyond its bound
     agent.double()
     data, totals, sums = [x.double() for x in make_data()], {}, {}
@@ -313,8 +360,9 @@ def compare_updates(file: str, script, changes: dict) -> list[Plain]:
 
 CASES = [
     (FQL, {}), (FQL, {"q_aggregate": "min", "normalize_q": True}), (IQL, {}), (IQL, {"beta": 30.0}),
-    (IQL, {"beta": 0.0, "lr_schedule": "constant"}), (IDQL, {}), (IDQL, {"lr_schedule": "constant"}),
-    (DQL, {}), (DQL, {"grad_norm": 1e9, "eta": 3.0, "lr_schedule": "constant"}),
+    (IQL, {"beta": 0.0, "lr_schedule": "constant"}), (IQL, {"dropout": True}),
+    (IQL, {"beta": 0.0, "fixed_std": True}), (IDQL, {}), (IDQL, {"lr_schedule": "constant"}), (DQL, {}),
+    (DQL, {"grad_norm": 1e9, "eta": 3.0, "lr_schedule": "constant"}), (DQL, {"max_q_backup": True}),
 ]  # fmt: skip
 
 
@@ -339,7 +387,13 @@ FAULTS = [  # what stands once in the baseline, and a plausible error in its pla
     (IQL, "args.beta * (target_q - agent.v(obs).squeeze(-1))", "args.beta * (target_q - v)"),
     (IQL, "self.log_std.clamp(-5, 2)", "self.log_std"),
     (IQL, "u < 0, 1 - args.expectile, args.expectile", "u < 0, args.expectile, 1 - args.expectile"),
+    (IQL, "requires_grad=not fixed_std", "requires_grad=True"),
     (IDQL, "action[..., :1])) + 1", "action[..., :1]))"),
+    (IDQL, "nn.Parameter(0.2", "nn.Buffer(0.2"),
+    (IDQL, "math.pi * (t - 1)", "math.pi * t"),
+    (IDQL, "x[:, :CRITIC_BATCH]", "x"),
+    (FQL, "lerp_(new.detach(), args.tau)", "lerp_(new.detach(), args.tau / 2)"),
+    (DQL, "amax(dim=3).amin(dim=1)", "amin(dim=1).amax(dim=2)"),
     (IDQL, "dropout=True)", "dropout=False)"),
     (DQL, "sample(agent.ema_policy, next_obs", "sample(agent.policy, next_obs"),
     (DQL, ".abs().mean(dim=2).flip(1)", ".abs().mean(dim=2)"),
@@ -350,7 +404,8 @@ FAULTS = [  # what stands once in the baseline, and a plausible error in its pla
 
 @pytest.mark.parametrize("file, right, wrong", FAULTS, ids=[f"{x[0]} {x[2]}" for x in FAULTS])
 def test_a_fault_in_an_update_would_be_noticed(file, right, wrong):
-    changes = {"beta": 30.0} if "MAX_WEIGHT" in right else {}
+    needed = {"MAX_WEIGHT": {"beta": 30.0}, "fixed_std": {"fixed_std": True}, "amax": {"max_q_backup": True}}
+    changes = next((changes for part, changes in needed.items() if part in right), {})
     with pytest.raises(AssertionError):
         check_updates(file, changes, load_mutant(file, right, wrong), steps=6 if file == DQL else 2)
 
@@ -457,17 +512,49 @@ def test_diffusion_ql_chooses_by_softmax_of_q(monkeypatch):
 
 # ---------------------------------------------------------------------------------------------- whole runs
 def test_settings_are_the_papers():
-    fql, iql = (load_script(file).settings_of for file in (FQL, IQL))
+    fql, iql, idql, dql = (load_script(file).settings_of for file in FILES)
     assert (fql("antmaze-large-play-v2")["alpha"], fql("pen-expert-v1")["alpha"]) == (3, 3000)
     assert fql("pen-human-v1")["q_aggregate"] == "min" and fql("antmaze-umaze-v0")["alpha"] == 10
     assert fql("hopper-medium-v2")["normalize_q"] and not fql("antmaze-umaze-v2")["normalize_q"]
     assert [iql(x)["beta"] for x in ("hopper-medium-v2", "antmaze-umaze-v0", "pen-human-v1")] == [3, 10, 0.5]
+    assert [iql(x)["dropout"] for x in ("hopper-medium-v2", "kitchen-mixed-v0", "pen-human-v1")] == [0, 1, 1]
+    assert (idql("hopper-medium-v2")["batch_size"], idql("antmaze-umaze-v0")["expectile"]) == (2048, 0.9)
+    umaze = {"learning_rate": 3e-4, "eta": 2.0, "max_q_backup": True, "grad_norm": 3.0, "batch_size": 256}
+    assert umaze.items() <= dql("antmaze-umaze-diverse-v0").items()
+    assert dql("antmaze-umaze-diverse-v2") == dql("antmaze-umaze-diverse-v0")
+    assert dql("pen-human-v1")["eta"] == 0.15 and dql("door-human-v1")["eta"] == 0.1
     for file in FILES:
         rows = [
             load_script(file).settings_of(x)
             for x in ("walker2d-medium-v2", "local/x/y-v0", "antmaze-umaze-v2")
         ]
         assert len({tuple(row) for row in rows}) == 1 and rows[1]["train_steps"] < rows[0]["train_steps"]
+
+
+def test_rewards_are_treated_as_the_authors_do():
+    reward, returns = torch.rand(50).numpy(), torch.tensor([2.0, 27.0]).numpy()
+    adjusted = lambda file, env_id: load_script(file).adjust_reward(env_id, reward, returns)
+    for file, env_id, expected in (
+        (DQL, "antmaze-umaze-v0", 4 * (reward - 0.5)), (DQL, "hopper-medium-v2", reward),
+        (DQL, "pen-human-v1", (reward - reward.mean()) / reward.std(ddof=1)),
+        (IQL, "antmaze-umaze-v0", reward - 1), (IQL, "hopper-medium-v2", 40 * reward),
+        (IDQL, "antmaze-umaze-v0", reward - 1), (IDQL, "hopper-medium-v2", 40 * reward),
+        (FQL, "antmaze-umaze-v0", reward - 1), (FQL, "hopper-medium-v2", reward),
+        *((file, "kitchen-mixed-v0", reward) for file in FILES),
+    ):  # fmt: skip
+        assert adjusted(file, env_id) == pytest.approx(expected, rel=1e-5, abs=1e-6)
+
+
+def test_networks_begin_as_the_authors_do():
+    """IQL: orthogonal, gain √2; IDQL: Xavier's uniform weights, but LeCun's normal ones in the blocks."""
+    weight = agent_of(IQL)[1].policy.weights[1][0]
+    assert torch.allclose(weight @ weight.T, 2 * torch.eye(256), atol=1e-4)
+    agent = agent_of(IDQL)[1]
+    first, block, q = agent.policy.first, agent.policy.blocks[0].net, agent.q
+    both = OBS_DIM + ACTION_DIM
+    for x, variance in (first, 2 / (both + 128 + 256)), (block, 1 / 256), (q, 2 / (both + 256)):
+        assert x.weights[0].var().item() == pytest.approx(variance, rel=0.06) and not x.biases[0].any()
+    assert block.weights[0].abs().max() < 2.28 * 256**-0.5
 
 
 @pytest.mark.parametrize("file", FILES)

@@ -9,8 +9,8 @@ from helpers import ROOT, SCRIPTS, load_script
 from scipy.sparse import csgraph
 
 sys.path.insert(0, str(ROOT))
-from benchmark import d4rl_envs
 from benchmark.data import collect, controllers
+from benchmark.envs import d4rl
 
 script = load_script(SCRIPTS[0])
 NAMES = ["antmaze-umaze-v2", "pen-human-v1", "kitchen-mixed-v0"]
@@ -47,8 +47,8 @@ def test_shortest_paths_are_scipys(maze, moves):
 @pytest.mark.parametrize("yaw", [0.0, 2.5])
 @pytest.mark.parametrize("direction", np.arange(8) * np.pi / 4)
 def test_the_gait_walks_where_it_is_told_whichever_way_the_ant_faces(direction, yaw, monkeypatch):
-    monkeypatch.setitem(d4rl_envs.MAZES, "hall", "##### #...# #.S.# #..G# #####")
-    ant, gait = d4rl_envs.AntMaze("hall", redraw_goal=True), controllers.AntGait()
+    monkeypatch.setitem(d4rl.MAZES, "hall", "##### #...# #.S.# #..G# #####")
+    ant, gait = d4rl.AntMaze("hall", redraw_goal=True), controllers.AntGait()
     ant.reset(seed=SEED)
     qpos = ant.init_qpos.copy()
     qpos[3:7] = np.cos(yaw / 2), 0, 0, np.sin(yaw / 2)

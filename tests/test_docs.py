@@ -21,7 +21,9 @@ PAGES = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
     ROOT / "CHANGELOG.md",
+    ROOT / "datasets/README.md",
     *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "benchmark").glob("**/README.md")),
 ]
 TEXT = {page: page.read_text() for page in PAGES}
 HOME = Path(tempfile.gettempdir())  # of programs that are only asked for their flags
@@ -52,7 +54,7 @@ def anchors(text: str) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page):
     broken = []
     for link in re.findall(r"\]\(([^)\s]+)\)", prose(TEXT[page].replace("`](", "](").replace("[`", "["))):
@@ -70,7 +72,10 @@ def test_the_readme_leads_to_every_page_and_is_one_page_itself():
     assert readme.count("\n") <= 150
     linked = {(ROOT / path).resolve() for path in re.findall(r"\]\(([^)#\s]+)", readme) if "://" not in path}
     indirectly = {ROOT / "docs/physics.md"}  # by docs/evaluation.md
-    assert {page for page in PAGES if page.name != "README.md"} <= linked | indirectly
+    for folder in ("benchmark", "benchmark/results"):
+        page = ROOT / folder / "README.md"
+        indirectly |= {(page.parent / path).resolve() for path in re.findall(r"\]\(([^)#\s]+)", TEXT[page])}
+    assert {*PAGES[1:]} <= linked | indirectly
 
 
 def test_ci_runs_the_readmes_test_command():
@@ -89,7 +94,7 @@ def run_dir(tmp_path_factory) -> Path:
     return path / "run"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_commands_parse(page, run_dir):
     wrong = []
     for words in commands(page):
@@ -121,14 +126,16 @@ def run_program(*words: str) -> subprocess.CompletedProcess:
 def faults_of_program(words: list[str]) -> list[str]:
     """What is wrong with a command of benchmark/: short ones are run, of others the flags are looked for."""
     program, argv = (words[1:3], words[3:]) if words[1] == "-m" else (words[1:2], words[2:])
-    short = (not argv and program[-1] == "benchmark.d4rl_envs") or "--dry-run" in argv
+    short = "--dry-run" in argv
     done = run_program(*program, *(argv if short else ["--help"]))
     if done.returncode:
         return [done.stderr[-300:]]
     return [] if short else [x for x in argv if x.startswith("--") and x.partition("=")[0] not in done.stdout]
 
 
-@pytest.mark.parametrize("page", [x for x in PAGES if x.name != "CHANGELOG.md"], ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page", [x for x in PAGES if x.name != "CHANGELOG.md"], ids=lambda page: str(page.relative_to(ROOT))
+)
 def test_every_flag_that_a_page_names_exists(page):
     fields = {}
     for script in SCRIPTS:

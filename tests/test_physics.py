@@ -1,9 +1,10 @@
 """The models of the evaluation against MuJoCo 2.1.0, the engine of D4RL's time.
 
-tests/mujoco210.npz holds what that engine computed; benchmark/record_mujoco210.py says how and what.
+tests/mujoco210.npz holds what that engine computed; benchmark/envs/record_mujoco210.py says how and what.
 """
 
-import inspect
+import json
+import re
 import sys
 import warnings
 from pathlib import Path
@@ -12,30 +13,14 @@ import gymnasium as gym
 import mujoco
 import numpy as np
 import pytest
-from helpers import ROOT, SCRIPTS, load_script
+from helpers import ROOT
 
 sys.path.insert(0, str(ROOT))
-from benchmark import d4rl_envs  # noqa: E402
+from benchmark.envs.physics import KETTLE, ROBOTS, STEPS, errors, make, with_d4rl_masses  # noqa: E402
 
-ENVS = {  # environment that has the model, and simulation steps in one step of it
-    "hopper": ("Hopper-v4", 4),
-    "walker2d": ("Walker2d-v4", 4),
-    "halfcheetah": ("HalfCheetah-v4", 5),
-    "antmaze": ("antmaze-umaze-v2", 5),
-    "pen": ("pen-human-v1", 5),
-    "door": ("door-human-v1", 5),
-    "hammer": ("hammer-human-v1", 5),
-    "relocate": ("relocate-human-v1", 5),
-    "kitchen": ("kitchen-mixed-v0", 40),
-}
-ROBOTS = ["hopper", "walker2d", "halfcheetah"]
 MASSES = {"hopper": 15.265, "walker2d": 22.698, "halfcheetah": 14, "antmaze": 0.87871}  # kg
 FIELDS = ("body_mass", "body_inertia", "body_ipos")
-STEP = {
-    "hammer": 1e-8,
-    "kitchen": 1e-9,
-}  # largest error of a step, where it is more than 1e-10 (why: docs/physics.md)
-KETTLE = [*range(23, 30), *range(53, 59)]  # in the kitchen's state: 30 positions, 29 velocities
+STEP = {"hammer": 1e-8, "kitchen": 1e-9}  # largest error of a step, where it is more than 1e-10
 
 
 @pytest.fixture(scope="module")
@@ -44,30 +29,7 @@ def recorded():
         return dict(file)
 
 
-def make(name: str):
-    """The innermost environment (model, data, do_simulation) that scores of this name come from."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # "Hopper-v4 is out of date"
-        if name in ROBOTS:
-            return d4rl_envs.with_d4rl_masses(gym.make(ENVS[name][0])).unwrapped
-        env = gym.make(f"benchmark.d4rl_envs:{ENVS[name][0]}", disable_env_checker=True).unwrapped
-    return getattr(env, "robot_env", env)
-
-
-def errors(recorded: dict, name: str, simulation) -> np.ndarray:
-    """[episodes, steps, nq + nv]: how far qpos and qvel after each single step are from the recorded ones."""
-    state, control = recorded[f"{name}/state"], recorded[f"{name}/control"]
-    model, data = simulation.model, simulation.data
-    result = np.zeros_like(state[:, 1:])
-    for index in np.ndindex(control.shape[:2]):
-        mujoco.mj_resetData(model, data)
-        data.qpos[:], data.qvel[:] = np.split(state[index], [model.nq])
-        simulation.do_simulation(control[index], ENVS[name][1])
-        result[index] = np.concatenate([data.qpos, data.qvel]) - state[index[0], index[1] + 1]
-    return np.abs(result)
-
-
-@pytest.mark.parametrize("name", ENVS)
+@pytest.mark.parametrize("name", STEPS)
 def test_masses_and_inertias(recorded, name):
     model = make(name).model
     for field in FIELDS:
@@ -78,7 +40,7 @@ def test_masses_and_inertias(recorded, name):
         assert model.body_subtreemass[0] == pytest.approx(MASSES[name], abs=5e-4)  # derived ones follow
 
 
-@pytest.mark.parametrize("name", ENVS)
+@pytest.mark.parametrize("name", STEPS)
 def test_single_steps(recorded, name):
     error = errors(recorded, name, make(name))
     if name == "kitchen":
@@ -131,7 +93,7 @@ def test_the_later_collider_is_noticed(recorded, name):
 def test_masses_last_over_resets_and_an_episode_uses_them(name):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        plain, env = gym.make(ENVS[name][0]), d4rl_envs.with_d4rl_masses(gym.make(ENVS[name][0]))
+        plain, env = gym.make(ROBOTS[name]), with_d4rl_masses(gym.make(ROBOTS[name]))
     (start, _), (same, _) = plain.reset(seed=0), env.reset(seed=0)
     assert start.tolist() == same.tolist()
     action = np.full(env.action_space.shape, 0.5, np.float32)
@@ -139,7 +101,19 @@ def test_masses_last_over_resets_and_an_episode_uses_them(name):
     assert env.unwrapped.model.body_mass.sum() == pytest.approx(MASSES[name], abs=5e-4)
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_the_scripts_have_the_same_function(script):
-    functions = (d4rl_envs.with_d4rl_masses, load_script(script).with_d4rl_masses)
-    assert inspect.getsource(functions[0]) == inspect.getsource(functions[1])
+def test_the_column_of_errors_is_the_programs():
+    steps = json.loads((ROOT / "benchmark/results/physics/steps.json").read_text())
+    rows = re.findall(
+        r"(?m)^\| (\w+) \|.*\| (\S+e\S+) \| (\S+e\S+) \|$", (ROOT / "docs/physics.md").read_text()
+    )
+    assert rows == [(x, f"{steps[x]['position']:.0e}", f"{steps[x]['velocity']:.0e}") for x in [*steps][1:]]
+
+
+def test_the_scores_are_the_programs():
+    page = (ROOT / "docs/physics.md").read_text()
+    for robot in ROBOTS:
+        result = json.loads((ROOT / f"benchmark/results/physics/{robot}.json").read_text())
+        cells = [
+            f"{x['score']:.1f} ± {x['standard_error']:.1f}" for x in result.values() if isinstance(x, dict)
+        ]
+        assert f"| {robot} | {' | '.join(cells)} |" in page

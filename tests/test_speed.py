@@ -3,7 +3,6 @@
 import json
 import sys
 
-import pandas as pd
 import pytest
 import torch
 from helpers import ROOT
@@ -92,5 +91,11 @@ def test_a_table_is_of_all_files(tmp_path, monkeypatch):
     for name in "ab":
         row = {"device": name, "script": "srpo.py", "states": 2, "candidates": 1, "ms": 3.0}
         (tmp_path / f"{name}.json").write_text(json.dumps({"act": [row]}))
-    table = pd.DataFrame(tables.act_table())
-    assert table["device"].tolist() == ["a", "b"] and table.iloc[0, -1] == "1.50"
+    rows = tables.rows_of("act")
+    assert [row["device"] for row in rows] == ["a", "b"] and rows[0]["ms_per_state"] == 1.5
+
+
+def test_the_sizes_in_the_files_are_those_that_the_program_varies():
+    rows = tables.rows_of("scaling")
+    for name, values in speed.SCALING.items():
+        assert tuple(row[name] for row in rows if row["varied"] == name) == values

@@ -65,6 +65,9 @@ def draw_map(results: dict):
 
 
 # ---------------------------------------------------------------------------------------------- theorem 1
+SIGMAS = {f"σ_data {x:.0f}": x for x in (1.0, 2.0, 7.0)}  # 7: the data's own standard deviation, EDM's rule
+
+
 def end_on_modes(name: str, seeds: int, sigma_data: float, steps: int = 400, starts: int = 1000) -> dict:
     """Starts all over the plane, and where they are after descending L_TR alone; [seed, starts, 2]."""
     denoiser, args = toy.load_denoiser(name, seeds, sigma_data)
@@ -121,17 +124,14 @@ COLUMNS = {"far": ("grid25", "far"), "near": ("grid25", "near"), "hard": ("grid2
 DATA_STD = (50 + toy.GRID_STD**2) ** 0.5  # of the 25 Gaussians, per axis
 
 
-def run_policies(policies: dict, name: str, reward: str | None, seeds: int) -> dict:
-    return {key: toy.train_policy(script, name, reward, seeds, x) for key, (script, x) in policies.items()}
-
-
 def measure_policies(results: dict, i: int, name: str, reward: str | None) -> dict:
     def numbers(samples: Tensor) -> dict:
         earned = {"reward": toy.reward_of(reward, name, samples).mean().item()} if reward else {}
         return {"on_data": toy.share_on_data(name, samples), "modes": toy.modes_covered(name, samples),
                 "spread": samples.std(dim=0).mean().item()} | earned  # fmt: skip
 
-    return {key: numbers(samples[i]) for key, samples in results.items()}
+    best = {"best_mode_reward": best_mode(name, reward)} if reward else {}
+    return {key: numbers(samples[i]) for key, samples in results.items()} | best
 
 
 def best_mode(name: str, reward: str) -> float:
@@ -162,28 +162,34 @@ def draw_policies(rows: list[tuple[str, str | None, dict]]):
     return figure
 
 
+def panel(figure: str, policies: dict, name: str, reward: str | None, claims: list) -> toy.Panel:
+    """Policies on one data set, with one reward or none."""
+    return toy.Panel(
+        figure=figure,
+        run=lambda seeds: {key: toy.train_policy(script, name, reward, seeds, flags)
+                           for key, (script, flags) in policies.items()},
+        measure=lambda results, i: measure_policies(results, i, name, reward),
+        claims=claims,
+        draw=lambda results: draw_policies([(name, reward, results)]),
+    )  # fmt: skip
+
+
 def column(name: str, reward: str) -> toy.Panel:
     """A column of Fig. 3 and 6: one data set with one reward, and four policies on it."""
     first, entropy, implicit, kl = POLICIES
     best = lambda row: 0.9 * row["best_mode_reward"]
     at_best = lambda policy: lambda row: row[policy]["on_data"] > 0.9 and row[policy]["reward"] > best(row)
     earns = lambda row, policy: row[policy]["reward"]
-    return toy.Panel(
-        figure="DTQL Fig. 3 and 6",
-        run=lambda seeds: run_policies(POLICIES, name, reward, seeds),
-        measure=lambda results, i: measure_policies(results, i, name, reward)
-        | {"best_mode_reward": best_mode(name, reward)},
-        claims=[
-            ("The Gaussian policy ends on the data, at its highest reward", at_best(first)),
-            ("The implicit policy ends on the data, at its highest reward", at_best(implicit)),
-            ("KL keeps many modes", lambda row: row[kl]["modes"] >= 5),
-            ("KL earns less than either policy of the trust region",
-             lambda row: earns(row, kl) < min(earns(row, first), earns(row, implicit))),
-            ("The entropy term widens the Gaussian policy",
-             lambda row: row[entropy]["spread"] > row[first]["spread"]),
-        ],
-        draw=lambda results: draw_policies([(name, reward, results)]),
-    )  # fmt: skip
+    claims = [
+        ("The Gaussian policy ends on the data, at its highest reward", at_best(first)),
+        ("The implicit policy ends on the data, at its highest reward", at_best(implicit)),
+        ("KL keeps many modes", lambda row: row[kl]["modes"] >= 5),
+        ("KL earns less than either policy of the trust region",
+         lambda row: earns(row, kl) < min(earns(row, first), earns(row, implicit))),
+        ("The entropy term widens the Gaussian policy",
+         lambda row: row[entropy]["spread"] > row[first]["spread"]),
+    ]  # fmt: skip
+    return panel("DTQL Fig. 3 and 6", POLICIES, name, reward, claims)
 
 
 PANELS = {
@@ -191,46 +197,35 @@ PANELS = {
         figure="DTQL Fig. 1",
         run=lambda seeds: {name: map_trust_region(name, seeds) for name in ("grid25", "swissroll")},
         measure=measure_map,
-        claims=[(f"{name}: the loss is lower at data than off it, in 90 % of pairs",
-                 lambda row, name=name: row[name]["ranked_right"] > 0.9)
-                for name in ("grid25", "swissroll")],
+        claims=toy.each(("grid25", "swissroll"), "the loss is lower at data than off it, in 90 % of pairs",
+                        lambda x: x["ranked_right"] > 0.9),
         draw=draw_map,
     ),
-    "alone": toy.Panel(
-        figure="DTQL Fig. 2",
-        run=lambda seeds: run_policies(ALONE, "grid25", None, seeds),
-        measure=lambda results, i: measure_policies(results, i, "grid25", None),
-        claims=[
-            ("The trust region alone ends on modes: 90 % of samples",
-             lambda row: row["trust region"]["on_data"] > 0.9),
-            ("The trust region alone keeps several modes", lambda row: row["trust region"]["modes"] > 1),
-            ("KL alone covers every mode", lambda row: row["KL"]["modes"] == 25),
-            ("KL alone covers most modes, more than the trust region",
-             lambda row: row["KL"]["modes"] > max(12, row["trust region"]["modes"])),
-            ("KL alone spreads as the data do, within 10 %",
-             lambda row: abs(row["KL"]["spread"] / DATA_STD - 1) < 0.1),
-        ],
-        draw=lambda results: draw_policies([("grid25", None, results)]),
-    ),
-    **{panel: column(name, reward) for panel, (name, reward) in COLUMNS.items()},
+    "alone": panel("DTQL Fig. 2", ALONE, "grid25", None, [
+        ("The trust region alone ends on modes: 90 % of samples",
+         lambda row: row["trust region"]["on_data"] > 0.9),
+        ("The trust region alone keeps several modes", lambda row: row["trust region"]["modes"] > 1),
+        ("KL alone covers every mode", lambda row: row["KL"]["modes"] == 25),
+        ("KL alone covers most modes, more than the trust region",
+         lambda row: row["KL"]["modes"] > max(12, row["trust region"]["modes"])),
+        ("KL alone spreads as the data do, within 10 %",
+         lambda row: abs(row["KL"]["spread"] / DATA_STD - 1) < 0.1),
+    ]),
+    **{key: column(name, reward) for key, (name, reward) in COLUMNS.items()},
     "theorem1": toy.Panel(
         figure="DTQL Theorem 1",
-        # 7: the data's own standard deviation, as EDM would have it
-        run=lambda seeds: {f"σ_data {s}": end_on_modes("grid25", seeds, float(s)) for s in (1, 2, 7)},
+        run=lambda seeds: {key: end_on_modes("grid25", seeds, x) for key, x in SIGMAS.items()},
         measure=measure_theorem,
-        claims=[claim for key in ("σ_data 1", "σ_data 2", "σ_data 7") for claim in (
-            (f"{key}: 99 % of starts end within 3 standard deviations of a mode",
-             lambda row, key=key: row[key]["on_data"] > 0.99),
-            (f"{key}: every mode is an end", lambda row, key=key: row[key]["modes"] == 25))],
+        claims=[
+            *toy.each(SIGMAS, "99 % of starts end within 3 standard deviations of a mode",
+                      lambda x: x["on_data"] > 0.99),
+            *toy.each(SIGMAS, "every mode is an end", lambda x: x["modes"] == 25),
+        ],
         draw=draw_theorem,
     ),
-    "generators": toy.Panel(
-        figure="ours",
-        run=lambda seeds: run_policies(FORMS, "grid25", "far", seeds),
-        measure=lambda results, i: measure_policies(results, i, "grid25", "far"),
-        claims=[(f"{label}: both forms reach the same reward, within 10 %", lambda row, label=label:
-                 abs(row[f"{label}, preconditioned"]["reward"] / row[f"{label}, raw"]["reward"] - 1) < 0.1)
-                for label in ("trust region", "KL")],
-        draw=lambda results: draw_policies([("grid25", "far", results)]),
-    ),
+    "generators": panel("ours", FORMS, "grid25", "far", [
+        (f"{label}: both forms reach the same reward, within 10 %", lambda row, label=label:
+         abs(row[f"{label}, preconditioned"]["reward"] / row[f"{label}, raw"]["reward"] - 1) < 0.1)
+        for label in ("trust region", "KL")
+    ]),
 }  # fmt: skip

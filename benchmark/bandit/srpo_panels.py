@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import SimpleNamespace
 
 import torch
@@ -158,16 +158,25 @@ def run_paths(seeds: int, omegas: tuple[str, ...]) -> dict:
             for omega in omegas for name in NAMES}  # fmt: skip
 
 
+def draw_on_densities(results: Iterable[dict], mark: Callable):
+    """mark(ax, x) draws what a data set has in its results above the learned density."""
+    figure, axes = toy.canvas(2, 3, toy.PLANES["rings"].extent, titles=NAMES, cell=2.4)
+    for ax, x in zip(axes.flat, results):
+        toy.heat(ax, x["map"][0], toy.PLANES[x["name"]].extent, top=0.995)
+        mark(ax, x)
+    return figure
+
+
+def mark_path(ax, x: dict) -> None:
+    path = x["path"][0]  # [level, 36, 2]
+    ax.plot(*path.permute(2, 0, 1), color=toy.POLICY_COLOR, linewidth=0.9)
+    for at, color, size in (("0", "white", 5), ("1", "#f6a2ae", 6), ("10", toy.POLICY_COLOR, 9)):
+        toy.scatter(ax, path[AT[at]], size, color=color)
+
+
 def draw_paths(results: dict):
     """Of the last ω."""
-    figure, axes = toy.canvas(2, 3, toy.PLANES["rings"].extent, titles=NAMES, cell=2.4)
-    for ax, x in zip(axes.flat, list(results.values())[-len(NAMES) :]):
-        toy.heat(ax, x["map"][0], toy.PLANES[x["name"]].extent, top=0.995)
-        path = x["path"][0]  # [level, 36, 2]
-        ax.plot(*path.permute(2, 0, 1), color=toy.POLICY_COLOR, linewidth=0.9)
-        for at, color, size in (("0", "white", 5), ("1", "#f6a2ae", 6), ("10", toy.POLICY_COLOR, 9)):
-            toy.scatter(ax, path[AT[at]], size, color=color)
-    return figure
+    return draw_on_densities([*results.values()][-len(NAMES) :], mark_path)
 
 
 # ------------------------------------------------------------------------------------ forward against reverse
@@ -177,9 +186,8 @@ def regress(name: str, seeds: int, steps: int = 500) -> Tensor:
     box, data, draws = toy.PLANES[name].box, toy.make_data(name), 16
     weights = (-torch.cdist(TARGETS, data).square() / LEVELS[-1]).softmax(dim=1)  # [36, N]
     obs = torch.eye(len(TARGETS)).expand(seeds, -1, -1)  # which target, one-hot
-    policy = toy.make_agent(
-        dtql_gaussian, toy.make_args(dtql_gaussian, seeds, 1.0), obs_dim=len(TARGETS)
-    ).policy
+    args = toy.make_args(dtql_gaussian, seeds, 1.0)
+    policy = toy.make_agent(dtql_gaussian, args, obs_dim=len(TARGETS)).policy
 
     def loss() -> Tensor:
         rows = torch.multinomial(weights, draws * seeds, replacement=True)  # [36, draws * seed]
@@ -200,21 +208,13 @@ def measure_kl(results: dict, i: int) -> dict:
             for name, x in results.items()}  # fmt: skip
 
 
-def draw_kl(results: dict):
-    figure, axes = toy.canvas(2, 3, toy.PLANES["rings"].extent, titles=NAMES, cell=2.4)
-    for ax, (name, x) in zip(axes.flat, results.items()):
-        toy.heat(ax, x["map"][0], toy.PLANES[name].extent, top=0.995)
-        ax.scatter(*x["forward"][0].T, c="white", s=14, marker="x", linewidths=0.9)
-        toy.scatter(ax, x["reverse"][0], size=9, color=toy.POLICY_COLOR)
-    return figure
+def mark_ends(ax, x: dict) -> None:
+    ax.scatter(*x["forward"][0].T, c="white", s=14, marker="x", linewidths=0.9)
+    toy.scatter(ax, x["reverse"][0], size=9, color=toy.POLICY_COLOR)
 
 
 def every(test: Callable) -> Callable:
     return lambda row: all(test(row[name]) for name in NAMES)
-
-
-def each(claim: str, test: Callable, keys: tuple[str, ...] = NAMES) -> list:
-    return [(f"{key}: {claim}", lambda row, key=key: test(row[key])) for key in keys]
 
 
 PANELS = {
@@ -224,7 +224,7 @@ PANELS = {
         measure=measure_density,
         claims=[
             ("The density integrates to 1, within 5 %", every(lambda x: abs(x["mass"] - 1) < 0.05)),
-            *each("fresh data are as likely as to a kernel estimate, within 0.3 nats",
+            *toy.each(NAMES, "fresh data are as likely as to a kernel estimate, within 0.3 nats",
                   lambda x: x["held_out_log_density"] > x["kernel_log_density"] - 0.3),
         ],
         draw=draw_density,
@@ -236,8 +236,8 @@ PANELS = {
         claims=[
             ("From 1/β = 0 to 1, 90 % of π move to denser places", every(lambda x: x["denser_at_1"] >= 0.9)),
             ("From 1/β = 0 to 10, 90 % of π do", every(lambda x: x["denser_at_10"] >= 0.9)),
-            *each("at 1/β = 1, 90 % of π are on the data", lambda x: x["on_data_at_1"] >= 0.9),
-            *each("at 1/β = 10, 90 % of π are on the data", lambda x: x["on_data_at_10"] >= 0.9),
+            *toy.each(NAMES, "at 1/β = 1, 90 % of π are on the data", lambda x: x["on_data_at_1"] >= 0.9),
+            *toy.each(NAMES, "at 1/β = 10, 90 % of π are on the data", lambda x: x["on_data_at_10"] >= 0.9),
         ],
         draw=draw_paths,
     ),
@@ -254,8 +254,8 @@ PANELS = {
         figure="SRPO Fig. 3",
         run=run_kl,
         measure=measure_kl,
-        claims=each("reverse KL ends on the data for more targets than forward KL",
+        claims=toy.each(NAMES, "reverse KL ends on the data for more targets than forward KL",
                     lambda x: x["reverse_on_data"] > x["forward_on_data"]),
-        draw=draw_kl,
+        draw=lambda results: draw_on_densities(results.values(), mark_ends),
     ),
 }  # fmt: skip

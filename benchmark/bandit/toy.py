@@ -1,15 +1,7 @@
 """What all panels share: data sets and rewards in the plane, training by the scripts' own losses, drawing.
 
 Actions are in the papers' units; the scripts see them divided by `box`, in [-1, 1], with their noise levels
-divided likewise. Not the papers' (DTQL's: width 128, time embedding 4, Adam 3e-3, 3500 iterations):
-
-- σ_data is 2 on the 25 Gaussians: below the 5 between their means, so that the noise tells modes apart, and
-  far above their 0.3, so that the trust region is felt from outside one. With the standard deviation of the
-  data, as EDM has it, the noise blurs the modes: panel theorem1.
-- The one state is the constant 1: at 0, the layers of a Gaussian policy (ReLU, zero biases) never move.
-- Q regresses to the reward, scaled to a maximum of 9: one step, so V and the expectile play no part. α = 1.
-- Behaviour model and critic are trained first, once per data set and reward, and then stay, instead of along
-  with each policy; minibatches replace the full batch of 10 000. Their steps and sizes: the constants below.
+divided likewise. docs/bandit.md says where sizes, steps and settings are not the papers'.
 """
 
 import functools
@@ -262,6 +254,11 @@ class Panel:
     measure: Callable  # (results, index of a seed) -> its numbers
     claims: list[tuple[str, Callable]]  # (claim, numbers of a seed -> bool)
     draw: Callable  # results -> matplotlib's figure, of the first seed
+
+
+def each(keys, claim: str, test: Callable) -> list[tuple[str, Callable]]:
+    """The same claim of several results."""
+    return [(f"{key}: {claim}", lambda row, key=key: test(row[key])) for key in keys]
 
 
 POLICY_COLOR, DATA_COLOR = "#e5213d", "#9aa3ad"  # beside matplotlib's own scale, viridis

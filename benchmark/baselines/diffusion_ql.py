@@ -15,8 +15,9 @@ Each training step, on one batch of a static dataset D:
   1. critics Q1, Q2 towards  r + γ min(Q1', Q2')(s', a'),  a' sampled from the EMA of the policy
   2. a diffusion policy of 5 denoising steps,  L_d(θ) - η E[Q_i(s, a_0)] / E|Q_j(s, a_0)|
 L_d is the noise-prediction loss on actions of D; the gradient of Q passes through all steps of the sampled
-a_0. All seeds train together, along a leading dimension of parameters, batches and noise. [ours] marks what
-is not known to be the paper's: no maximum over Q at s' on AntMaze, a clipped gradient of the critics too.
+a_0. All seeds train together, along a leading dimension of parameters, batches and noise. [code] marks what
+only the authors' code says (github.com/Zhendong-Wang/Diffusion-Policies-for-Offline-RL), [ours] what is not
+theirs. They report the best evaluation, or that of an early stop by the denoising loss; here the last counts.
 """
 
 import contextlib
@@ -73,10 +74,11 @@ class Args:  # None: the task's value in TASKS, or as the comment says
     tau: float = 0.005  # share of Q that enters the target Q at each training step
     batch_size: int | None = None  # transitions per gradient step and seed
     train_steps: int | None = None  # gradient steps of all networks
-    learning_rate: float = 3e-4  # of all networks
-    lr_schedule: Literal["constant", "cosine"] = "cosine"  # of all learning rates, over the training steps
-    eta: float = 1.0  # η, weight of Q against the denoising loss; 1 for Gym, and [ours] for every other task
-    grad_norm: float | None = None  # largest norm of a gradient, of critics and of policy, seed by seed
+    learning_rate: float | None = None  # of the policy
+    lr_schedule: Literal["constant", "cosine"] = "constant"  # [code]: of a cosine that falls by a thousandth
+    eta: float | None = None  # η, weight of Q against the denoising loss
+    max_q_backup: bool | None = None  # True: at s' the largest of each Q at ten actions
+    grad_norm: float | None = None  # largest norm of a seed's gradient, of its critics [code] and its policy
 
 
 # ------------------------------------------------------------------------------------------------- networks
@@ -126,7 +128,7 @@ class NoisePredictor(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, obs: Tensor) -> Tensor:
         """x and result [seed, batch, action_dim], t of 1..T [seed, batch, 1]."""
-        angle = t * self.frequencies  # [seed, batch, TIME_DIM / 2]
+        angle = (t - 1) * self.frequencies  # the time counts from 0 [code]; [seed, batch, TIME_DIM / 2]
         time = self.time(torch.cat([angle.sin(), angle.cos()], dim=-1))  # [seed, batch, TIME_DIM]
         return self.body(torch.cat([x, obs, time], dim=-1))
 
@@ -160,7 +162,7 @@ def noise_loss(network: Callable, action: Tensor, obs: Tensor) -> Tensor:
 def sample(network: Callable, obs: Tensor, action_dim: int) -> Tensor:
     """a_0 [seed, batch, action_dim] by ancestral sampling: a_T ~ N(0, I), then T steps, no noise in the last.
     A step has the variance of q(a_{t-1} | a_t, a_0), right for data in one point (Ho et al. 2020, section
-    3.2), and the box clips the predicted a_0 [ours]. Five such steps leave N(0, 0.4²) a deviation of 0.22."""
+    3.2), and the box clips the predicted a_0 [code]. Five such steps leave N(0, 0.4²) a deviation of 0.22."""
     x = torch.randn(*obs.shape[:2], action_dim, dtype=obs.dtype, device=obs.device)
     for t in range(T, 0, -1):
         bar, before = alpha_bar(t), alpha_bar(t - 1)
@@ -190,8 +192,10 @@ class Agent(nn.Module):
         self.to(device)
         adam = lambda params, lr: torch.optim.Adam([{"params": [*params], "initial_lr": lr}],
             lr=torch.tensor(lr, device=device), fused=True, capturable=True)  # fmt: skip
-        networks = {"q": self.q, "policy": self.policy}
-        self.optimizers = {name: adam(x.parameters(), args.learning_rate) for name, x in networks.items()}
+        self.optimizers = {
+            "q": adam(self.q.parameters(), 3e-4),  # for every task [code]
+            "policy": adam(self.policy.parameters(), args.learning_rate),
+        }
 
 
 def minimize(loss: Tensor, optimizer: torch.optim.Optimizer, max_norm: float) -> None:
@@ -217,8 +221,9 @@ def train_update(agent: Agent, batch: list[Tensor], args: Args) -> dict[str, Ten
     terminal, [seed, batch, dim] or [seed, batch]."""
     obs, action, reward, next_obs, terminal = batch
     with torch.no_grad():
-        next_action = sample(agent.ema_policy, next_obs, agent.action_dim)
-        next_q = agent.target_q(next_obs, next_action).amin(dim=1)  # [seed, batch]
+        states = next_obs.repeat_interleave(10 if args.max_q_backup else 1, dim=1)  # [seed, batch * draws, _]
+        next_q = agent.target_q(states, sample(agent.ema_policy, states, agent.action_dim))
+        next_q = next_q.unflatten(2, (reward.shape[1], -1)).amax(dim=3).amin(dim=1)  # [seed, batch]
         target = reward + args.discount * (1 - terminal) * next_q
     q_loss = (target.unsqueeze(1) - agent.q(obs, action)).square().mean(dim=2).sum(dim=1)
     minimize(q_loss, agent.optimizers["q"], args.grad_norm)
@@ -230,7 +235,7 @@ def train_update(agent: Agent, batch: list[Tensor], args: Args) -> dict[str, Ten
     guidance = torch.where(torch.rand_like(ratios[:, 0]) < 0.5, ratios[:, 0], ratios[:, 1])
     minimize(bc_loss - args.eta * guidance, agent.optimizers["policy"], args.grad_norm)
 
-    # as a share that is mostly 0, since a CUDA graph has no branches; counted from 0 [ours]
+    # as a share that is mostly 0, since a CUDA graph has no branches; counted from 0 [code]
     due = (agent.trained >= EMA_START) & (agent.trained % EMA_EVERY == 0)
     for old, new in zip(agent.ema_policy.parameters(), agent.policy.parameters()):
         old.lerp_(new.detach(), EMA_SHARE * due.to(new.dtype))
@@ -261,24 +266,47 @@ def act(agent: Agent, obs: Tensor, args: Args) -> Tensor:
 
 
 # ------------------------------------------------------------------------- settings of the paper, per task
-GRAD_NORM = {"hopper-medium-v2": 9.0, "walker2d-medium-v2": 1.0, "local/hopper/medium-v0": 9.0}
-OTHER_GRAD_NORM = 1.0  # [ours], as the local one: walker2d-medium's
-TASK_FIELDS = ("batch_size", "train_steps", "eval_every", "eval_episodes")
-LOCOMOTION = (256, 1_000_000, 50_000, 10)  # [ours], as all of these: steps and evaluation of dtql_gaussian.py
-OTHER_TASK = (256, 1_000_000, 50_000, 100)
-LOCAL_TASK = (256, 60_000, 20_000, 10)  # three times the 1 / (tau (1 - discount)) in which Q settles
+HANDS = ("pen", "hammer", "door", "relocate")
+TASK_FIELDS = ("learning_rate", "eta", "max_q_backup", "grad_norm",
+               "batch_size", "train_steps", "eval_every", "eval_episodes")  # fmt: skip
+TASKS = {
+    "halfcheetah-medium-v2": (3e-4, 1.0, False, 9.0, 256, 2_000_000, 50_000, 10),
+    "halfcheetah-medium-replay-v2": (3e-4, 1.0, False, 2.0, 256, 2_000_000, 50_000, 10),
+    "halfcheetah-medium-expert-v2": (3e-4, 1.0, False, 7.0, 256, 2_000_000, 50_000, 10),
+    "hopper-medium-v2": (3e-4, 1.0, False, 9.0, 256, 2_000_000, 50_000, 10),
+    "hopper-medium-replay-v2": (3e-4, 1.0, False, 4.0, 256, 2_000_000, 50_000, 10),
+    "hopper-medium-expert-v2": (3e-4, 1.0, False, 5.0, 256, 2_000_000, 50_000, 10),
+    "walker2d-medium-v2": (3e-4, 1.0, False, 1.0, 256, 2_000_000, 50_000, 10),
+    "walker2d-medium-replay-v2": (3e-4, 1.0, False, 4.0, 256, 2_000_000, 50_000, 10),
+    "walker2d-medium-expert-v2": (3e-4, 1.0, False, 5.0, 256, 2_000_000, 50_000, 10),
+    "antmaze-umaze-v0": (3e-4, 0.5, False, 2.0, 256, 1_000_000, 50_000, 100),
+    "antmaze-umaze-diverse-v0": (3e-4, 2.0, True, 3.0, 256, 1_000_000, 50_000, 100),
+    "antmaze-medium-play-v0": (1e-3, 2.0, True, 2.0, 256, 1_000_000, 50_000, 100),
+    "antmaze-medium-diverse-v0": (3e-4, 3.0, True, 1.0, 256, 1_000_000, 50_000, 100),
+    "antmaze-large-play-v0": (3e-4, 4.5, True, 10.0, 256, 1_000_000, 50_000, 100),
+    "antmaze-large-diverse-v0": (3e-4, 3.5, True, 7.0, 256, 1_000_000, 50_000, 100),
+    "pen-human-v1": (3e-5, 0.15, False, 7.0, 256, 1_000_000, 50_000, 100),
+    "pen-cloned-v1": (3e-5, 0.1, False, 8.0, 256, 1_000_000, 50_000, 100),
+    "kitchen-complete-v0": (3e-4, 0.005, False, 9.0, 256, 250_000, 50_000, 100),
+    "kitchen-partial-v0": (3e-4, 0.005, False, 10.0, 256, 1_000_000, 50_000, 100),
+    "kitchen-mixed-v0": (3e-4, 0.005, False, 10.0, 256, 1_000_000, 50_000, 100),
+}
+LOCAL_TASK = (*TASKS["hopper-medium-v2"][:5], 60_000, 20_000, 10)  # [ours]: 3 / (tau (1 - discount)) steps
 
 
 def settings_of(env_id: str) -> dict:
-    """What the flags that were not given become."""
-    gym = any(x in env_id for x in ("halfcheetah", "hopper", "walker2d"))
-    row = LOCAL_TASK if env_id.startswith("local/") else LOCOMOTION if gym else OTHER_TASK
-    return dict(zip(TASK_FIELDS, row)) | {"grad_norm": GRAD_NORM.get(env_id, OTHER_GRAD_NORM)}
+    """What the flags that were not given become. AntMaze -v2 takes -v0's, other hands pen-cloned's [ours]."""
+    task = env_id.replace("-v2", "-v0") if "antmaze" in env_id else env_id
+    other = "pen-cloned-v1" if env_id.startswith(HANDS) else "walker2d-medium-v2"
+    row = LOCAL_TASK if env_id.startswith("local/") else TASKS.get(task, TASKS[other])
+    return dict(zip(TASK_FIELDS, row))
 
 
 def adjust_reward(env_id: str, reward: np.ndarray, returns: np.ndarray) -> np.ndarray:
-    """AntMaze r - 1, else as stored [code]. returns: of each episode of the dataset."""
-    return reward - 1 if "antmaze" in env_id else reward
+    """AntMaze 4 (r - 1/2), hands standardised [code], else as stored. returns: of each episode."""
+    if env_id.startswith(HANDS):
+        return (reward - reward.mean(dtype=np.float64)) / reward.std(ddof=1, dtype=np.float64)
+    return 4 * (reward - 0.5) if "antmaze" in env_id else reward
 
 
 # ----------------------------------------------------------------------------------------- flags and errors
@@ -482,7 +510,7 @@ def load_task(env_id: str) -> SimpleNamespace:
     action, the returns low and high that score 0 and 100, and the metric: only D4RL's is called "score"."""
     robot, options = env_id.partition("-")[0], {"disable_env_checker": True}
     if env_id in D4RL_FILES:  # those of benchmark/ need gymnasium-robotics
-        make, options["id"] = gym.make, ROBOTS.get(robot, f"benchmark.d4rl_envs:{env_id}")
+        make, options["id"] = gym.make, ROBOTS.get(robot, f"benchmark.envs:{env_id}")
         (low, high), metric, physics = D4RL_RETURNS[robot], "score", "D4RL's, of MuJoCo 2.1.0"
     else:
         dataset, metric, physics = open_minari(env_id), "Minari score", f"MuJoCo {mujoco.__version__}"

@@ -16,7 +16,8 @@ Each training step descends three losses at once, on one batch of a static datas
   3. a one-step policy,  α E|μ(s, z) - flow(s, z)|² - E[mean(Q1, Q2)(s, μ(s, z))],  z ~ N(0, I)
 flow(s, z) is where ten Euler steps along v lead from z: the policy is distilled from the flow while it climbs
 Q, and acts without it. All seeds train together, along a leading dimension of parameters, batches and noise.
-[code] marks what only the authors' code says, [ours] what is unknown: the paper has no MuJoCo locomotion.
+[code] marks what only the authors' code says (github.com/seohongpark/fql, as its copies have it), [ours] what
+is not theirs: they have no MuJoCo locomotion.
 """
 
 import contextlib
@@ -75,7 +76,7 @@ class Args:  # None: the task's value in TASKS, or as the comment says
     learning_rate: float = 3e-4  # of all networks
     alpha: float | None = None  # α, weight of the distillation against Q
     q_aggregate: Literal["mean", "min"] | None = None  # of the two target Q at the next state
-    normalize_q: bool | None = None  # --normalize-q: divide the policy's Q by its mean magnitude [code]
+    normalize_q: bool | None = None  # True: divide the policy's Q by its mean magnitude [code]
 
 
 # ------------------------------------------------------------------------------------------------- networks
@@ -213,9 +214,9 @@ def train_update(agent: Agent, batch: list[Tensor], args: Args) -> dict[str, Ten
     scale = policy_q.detach().abs().mean(dim=1) if args.normalize_q else 1
     policy_q = policy_q.mean(dim=1)
 
-    minimize(q_loss + bc_loss + args.alpha * distill_loss - policy_q / scale, agent.optimizers["all"])
     for old, new in zip(agent.target_q.parameters(), agent.q.parameters()):
-        old.lerp_(new.detach(), args.tau)
+        old.lerp_(new.detach(), args.tau)  # towards Q of before this step [code]
+    minimize(q_loss + bc_loss + args.alpha * distill_loss - policy_q / scale, agent.optimizers["all"])
     agent.trained.add_(1)
     return {"q_loss": q_loss, "bc_loss": bc_loss, "distill_loss": distill_loss, "policy_q": policy_q}
 
@@ -243,9 +244,9 @@ TASKS = {  # α on D4RL [code]
 TASK_FIELDS = ("q_aggregate", "normalize_q", "batch_size", "train_steps", "eval_every", "eval_episodes")
 ANTMAZE = ("mean", False, 256, 500_000, 50_000, 100)  # evaluation: [ours], dtql_gaussian.py's
 ADROIT = ("min", False, 256, 500_000, 50_000, 100)
-OTHER_TASK = ("mean", True, 256, 1_000_000, 50_000, 10)  # [ours]: steps and evaluation are dtql_gaussian.py's
+OTHER_TASK = ("mean", True, 256, 1_000_000, 50_000, 10)  # [code]: what it advises for new tasks
 LOCAL_TASK = ("mean", True, 256, 60_000, 20_000, 10)  # [ours]: three times the 1 / (tau (1 - discount)) steps
-OTHER_ALPHA = 1.0  # [ours], with Q normalised: TD3+BC's 2.5 (arXiv 2106.06860) is an α of 0.4
+OTHER_ALPHA = 1.0  # [ours], amid the 0.03 to 10 that the code advises to try where Q is normalised
 
 
 def settings_of(env_id: str) -> dict:
@@ -463,7 +464,7 @@ def load_task(env_id: str) -> SimpleNamespace:
     action, the returns low and high that score 0 and 100, and the metric: only D4RL's is called "score"."""
     robot, options = env_id.partition("-")[0], {"disable_env_checker": True}
     if env_id in D4RL_FILES:  # those of benchmark/ need gymnasium-robotics
-        make, options["id"] = gym.make, ROBOTS.get(robot, f"benchmark.d4rl_envs:{env_id}")
+        make, options["id"] = gym.make, ROBOTS.get(robot, f"benchmark.envs:{env_id}")
         (low, high), metric, physics = D4RL_RETURNS[robot], "score", "D4RL's, of MuJoCo 2.1.0"
     else:
         dataset, metric, physics = open_minari(env_id), "Minari score", f"MuJoCo {mujoco.__version__}"

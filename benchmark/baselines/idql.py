@@ -12,11 +12,12 @@ Diffusion Policies  https://arxiv.org/abs/2304.10573
     python benchmark/baselines/idql.py --env-id walker2d-medium-v2 --num-seeds 5
 
 Each training step, on one batch of a static dataset D:
-  1. critics Q1, Q2, V by implicit Q-learning
-  2. a diffusion model of 5 denoising steps of the actions in D, by noise prediction alone
-Acting draws candidates from 2 and ranks them by 1; nothing else knows of Q. All seeds train together, along a
-leading dimension of parameters, batches and noise. [code] marks what only the authors' code says, from memory
-of it, [ours] what is not known to be theirs. Critics, residual network and reward are srpo.py's.
+  1. critics Q1, Q2, V by implicit Q-learning, on the first 256 transitions
+  2. a diffusion model of 5 denoising steps of the actions in D, by noise prediction alone, on either half
+Acting draws candidates from an average of 2 and ranks them by 1; nothing else knows of Q. All seeds train
+together, along a leading dimension of parameters, batches and noise. [code] marks what only the authors' code
+says (github.com/philippe-eecs/IDQL, as of the paper; a later state has other batches, activations and
+LayerNorms, and by its author's word lower scores), [ours] what is not theirs.
 """
 
 import contextlib
@@ -62,7 +63,7 @@ class Args:  # None: the task's value in TASKS, or as the comment says
     tf32: bool = False  # on a GPU, matrix products of factors rounded to 10 bits: faster
     eval_every: int | None = None  # training steps between evaluations
     eval_episodes: int | None = None  # per evaluation and seed; 0: never evaluate, needs no environment
-    eval_candidates: int = 64  # actions per state; 1: plain policy. [ours], amid the paper's 32 to 128
+    eval_candidates: int = 64  # actions per state; 1: plain policy. [code], which tries 16 to 256
     run_dir: str | None = None  # everything a run writes; None: a new directory in runs/
     checkpoint_every: int = 5000  # steps between checkpoints
     resume: str | None = None  # a run's directory: continue it with its own arguments
@@ -71,8 +72,8 @@ class Args:  # None: the task's value in TASKS, or as the comment says
     track: bool = False  # log to Weights & Biases too, as WANDB_PROJECT, WANDB_ENTITY and WANDB_MODE say
     discount: float = 0.99  # γ, what a reward one step later counts
     tau: float = 0.005  # share of Q that enters the target Q at each training step
-    batch_size: int | None = None  # transitions per gradient step and seed
-    train_steps: int | None = None  # gradient steps of all networks, the same for both models [ours]
+    batch_size: int | None = None  # transitions per training step and seed, half of them per gradient step
+    train_steps: int | None = None  # gradient steps of critics; twice as many of the behaviour model
     learning_rate: float = 3e-4  # of all networks
     lr_schedule: Literal["constant", "cosine"] = "cosine"  # of the behaviour model's learning rate [code]
     expectile: float | None = None  # τ of the expectile regression of V
@@ -82,6 +83,7 @@ class Args:  # None: the task's value in TASKS, or as the comment says
 # ------------------------------------------------------------------------------------------------- networks
 HIDDEN, TIME_DIM = (256, 256), 64  # hidden layers of a critic, features of the time
 BLOCKS, DROPOUT = 3, 0.1  # of the behaviour model
+EMA_SHARE, CRITIC_BATCH = 0.001, 256  # the model's share in its average [code]; transitions for the critics
 T = 5  # denoising steps
 
 
@@ -93,47 +95,45 @@ def mish(x: Tensor) -> Tensor:
 
 
 class MLP(nn.Module):
-    """n networks side by side: [n, batch, dims[0]] -> [n, batch, dims[-1]], a layer of all in one product.
-    Between two layers: LayerNorm where asked for, and the activation."""
+    """n networks side by side: [n, batch, dims[0]] -> [n, batch, dims[-1]], a layer of all in one product,
+    and the activation between two. Xavier's uniform weights and zero biases: [code]."""
 
-    def __init__(self, n: int, *dims: int, activation: Callable = mish, layer_norm: bool = False):
+    def __init__(self, n: int, *dims: int, activation: Callable = mish):
         super().__init__()
-        self.activation, self.layer_norm = activation, layer_norm
-        self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
+        self.activation, self.weights, self.biases = activation, nn.ParameterList(), nn.ParameterList()
         for in_dim, out_dim in itertools.pairwise(dims):
-            bound = in_dim**-0.5  # PyTorch's default initialisation
+            bound = math.sqrt(6 / (in_dim + out_dim))
             self.weights.append(torch.empty(n, in_dim, out_dim).uniform_(-bound, bound))
-            self.biases.append(torch.empty(n, 1, out_dim).uniform_(-bound, bound))
-        self.scales = nn.ParameterList(torch.ones(n, 1, dim) for dim in dims[1:-1] if layer_norm)
-        self.shifts = nn.ParameterList(torch.zeros(n, 1, dim) for dim in dims[1:-1] if layer_norm)
+            self.biases.append(torch.zeros(n, 1, out_dim))
 
     def forward(self, x: Tensor) -> Tensor:
         for i, (weight, bias) in enumerate(zip(self.weights, self.biases)):
-            if i > 0 and self.layer_norm:
-                x = torch.addcmul(self.shifts[i - 1], torch.layer_norm(x, x.shape[-1:]), self.scales[i - 1])
             x = torch.baddbmm(bias, self.activation(x) if i > 0 else x, weight)
         return x
 
 
 class ResidualBlock(nn.Module):
-    """x + Linear(Mish(Linear(LayerNorm(Dropout(x)))))."""
+    """x + Linear(Mish(Linear(LayerNorm(Dropout(x))))). LeCun's normal weights: [code]."""
 
     def __init__(self, n: int, dim: int):
         super().__init__()
         self.scale, self.shift = nn.Parameter(torch.ones(n, 1, dim)), nn.Parameter(torch.zeros(n, 1, dim))
         self.net = MLP(n, dim, 4 * dim, dim)
+        for weight in self.net.weights:
+            std = weight.shape[1] ** -0.5 / 0.87962566  # before the cut at two of it
+            nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
 
     def forward(self, x: Tensor, dropout: bool) -> Tensor:
-        normal = torch.layer_norm(torch.dropout(x, DROPOUT, dropout), x.shape[-1:])
+        normal = torch.layer_norm(torch.dropout(x, DROPOUT, dropout), x.shape[-1:], eps=1e-6)
         return x + self.net(torch.addcmul(self.shift, normal, self.scale))
 
 
 class NoisePredictor(nn.Module):
-    """ε̂(a_t, t, s): a residual MLP; the raw t as time input: [ours]."""
+    """ε̂(a_t, t, s): a residual MLP. Learnt frequencies of the time, which counts from 0: [code]."""
 
     def __init__(self, n: int, obs_dim: int, action_dim: int):
         super().__init__()
-        self.register_buffer("frequencies", 30 * torch.randn(n, 1, TIME_DIM // 2))  # fixed
+        self.frequencies = nn.Parameter(0.2 * torch.randn(n, 1, TIME_DIM // 2))
         self.time = MLP(n, TIME_DIM, 128, 128)
         self.first = MLP(n, action_dim + obs_dim + 128, HIDDEN[0])
         self.blocks = nn.ModuleList(ResidualBlock(n, HIDDEN[0]) for _ in range(BLOCKS))
@@ -141,7 +141,7 @@ class NoisePredictor(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, obs: Tensor, dropout: bool = False) -> Tensor:
         """x and result [seed, batch, action_dim], t of 1..T [seed, batch, 1]."""
-        angle = 2 * math.pi * t * self.frequencies  # [seed, batch, TIME_DIM / 2]
+        angle = 2 * math.pi * (t - 1) * self.frequencies  # [seed, batch, TIME_DIM / 2]
         t = self.time(torch.cat([angle.sin(), angle.cos()], dim=-1))  # [seed, batch, 128]
         x = self.first(torch.cat([x, obs, t], dim=-1))
         for block in self.blocks:
@@ -168,7 +168,8 @@ def alpha_bar(t):
 
 
 def noise_loss(network: Callable, action: Tensor, obs: Tensor) -> Tensor:
-    """E[mean over dims of (ε̂(√ᾱ_t a + √(1 - ᾱ_t) ε, t, s) - ε)²], t uniform on 1..T; [seed]."""
+    """E[mean over dims of (ε̂(√ᾱ_t a + √(1 - ᾱ_t) ε, t, s) - ε)²], t uniform on 1..T; [seed]. The authors'
+    code has the sum over dims, which is the same to Adam."""
     t = torch.floor(T * torch.rand_like(action[..., :1])) + 1  # [seed, batch, 1]
     bar, eps = alpha_bar(t), torch.randn_like(action)
     noisy_action = bar.sqrt() * action + (1 - bar).sqrt() * eps
@@ -202,16 +203,14 @@ class Agent(nn.Module):
         self.action_dim = action_dim
         self.q = QNetworks(n, obs_dim, action_dim)
         self.v = MLP(n, obs_dim, *HIDDEN, 1, activation=torch.relu)
-        self.policy = NoisePredictor(n, obs_dim, action_dim)  # no average of its weights [ours]
+        self.policy = NoisePredictor(n, obs_dim, action_dim)
+        self.ema_policy = copy.deepcopy(self.policy).requires_grad_(False)
         self.target_q = copy.deepcopy(self.q).requires_grad_(False)
         self.to(device)
-        adam = lambda params, lr, decay=0.0: torch.optim.AdamW([{"params": [*params], "initial_lr": lr}],
-            lr=torch.tensor(lr, device=device), fused=True, capturable=True, weight_decay=decay)  # fmt: skip
-        self.optimizers = {
-            "q": adam(self.q.parameters(), args.learning_rate),
-            "v": adam(self.v.parameters(), args.learning_rate),
-            "policy": adam(self.policy.parameters(), args.learning_rate, decay=0.01),
-        }
+        adam = lambda params, lr: torch.optim.Adam([{"params": [*params], "initial_lr": lr}],
+            lr=torch.tensor(lr, device=device), fused=True, capturable=True)  # fmt: skip
+        networks = {"q": self.q, "v": self.v, "policy": self.policy}
+        self.optimizers = {name: adam(x.parameters(), args.learning_rate) for name, x in networks.items()}
 
 
 def minimize(loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
@@ -223,16 +222,17 @@ def minimize(loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
 
 
 def critic_update(agent: Agent, batch: list[Tensor], args: Args) -> dict[str, Tensor]:
-    """One step of implicit Q-learning. Losses [seed]; batch: obs, action, reward, next_obs, terminal, [seed,
-    batch, dim] or [seed, batch]."""
+    """One step of implicit Q-learning: V, then the critics with the new V [code]. Losses [seed]; batch: obs,
+    action, reward, next_obs, terminal, [seed, batch, dim] or [seed, batch]."""
     obs, action, reward, next_obs, terminal = batch
-    v = agent.v(obs).squeeze(-1)  # [seed, batch]
     with torch.no_grad():
-        target = reward + args.discount * (1 - terminal) * agent.v(next_obs).squeeze(-1)  # [seed, batch]
         target_q = agent.target_q(obs, action).amin(dim=1)  # [seed, batch]
-    u = target_q - v  # of the target Q
+    v = agent.v(obs).squeeze(-1)  # [seed, batch]
+    u = target_q - v
     value_loss = (torch.where(u < 0, 1 - args.expectile, args.expectile) * u.square()).mean(dim=1)
     minimize(value_loss, agent.optimizers["v"])
+    with torch.no_grad():
+        target = reward + args.discount * (1 - terminal) * agent.v(next_obs).squeeze(-1)  # [seed, batch]
     q_loss = (target.unsqueeze(1) - agent.q(obs, action)).square().mean(dim=(1, 2))
     minimize(q_loss, agent.optimizers["q"])
     for old, new in zip(agent.target_q.parameters(), agent.q.parameters()):
@@ -241,17 +241,22 @@ def critic_update(agent: Agent, batch: list[Tensor], args: Args) -> dict[str, Te
 
 
 def train_update(agent: Agent, batch: list[Tensor], args: Args) -> dict[str, Tensor]:
-    """One training step: critics, then the behaviour model. Losses [seed]."""
-    losses = critic_update(agent, batch, args)
-    obs, action, *_ = batch
-    bc_loss = noise_loss(lambda *inputs: agent.policy(*inputs, dropout=True), action, obs)
-    minimize(bc_loss, agent.optimizers["policy"])
+    """One training step: critics, then two steps of the behaviour model, as a comment in the authors' code
+    has it; their second step is on an empty half, by a slip. Losses [seed]."""
+    losses = critic_update(agent, [x[:, :CRITIC_BATCH] for x in batch], args)
+    bc_losses = []
+    for obs, action in zip(*(x.chunk(2, dim=1) for x in batch[:2])):  # [seed, batch / 2, dim]
+        bc_loss = noise_loss(lambda *inputs: agent.policy(*inputs, dropout=True), action, obs)
+        minimize(bc_loss, agent.optimizers["policy"])
+        for old, new in zip(agent.ema_policy.parameters(), agent.policy.parameters()):
+            old.lerp_(new.detach(), EMA_SHARE)
+        bc_losses.append(bc_loss)
     agent.trained.add_(1)
     if args.lr_schedule == "cosine":
         group = agent.optimizers["policy"].param_groups[0]
         decay = (1 + torch.cos(agent.trained * (math.pi / args.train_steps))) / 2
         group["lr"].copy_(group["initial_lr"] * decay)
-    return losses | {"bc_loss": bc_loss}
+    return losses | {"bc_loss": sum(bc_losses) / len(bc_losses)}
 
 
 PHASES = {"train": train_update}  # each --{its name}-steps long
@@ -264,7 +269,7 @@ def act(agent: Agent, obs: Tensor, args: Args) -> Tensor:
     candidate, action_dim] as --choice says, by the target critic."""
     shape = *obs.shape[:2], max(args.eval_candidates, 1)
     states = obs.repeat_interleave(shape[2], dim=1)  # [seed, state * candidate, obs_dim]
-    action = sample(agent.policy, states, agent.action_dim)
+    action = sample(agent.ema_policy, states, agent.action_dim)
     q = agent.target_q(states, action).amin(dim=1).view(shape)
     if args.choice == "expectile":
         weights = torch.where(q < agent.v(obs), 1 - args.expectile, args.expectile)
@@ -276,9 +281,9 @@ def act(agent: Agent, obs: Tensor, args: Args) -> Tensor:
 
 # ------------------------------------------------------------------------- settings of the paper, per task
 TASK_FIELDS = ("batch_size", "train_steps", "eval_every", "eval_episodes")
-LOCOMOTION = (256, 1_000_000, 50_000, 10)  # [ours], as all of these: steps and evaluation of dtql_gaussian.py
-OTHER_TASK = (256, 1_000_000, 50_000, 100)
-LOCAL_TASK = (256, 60_000, 20_000, 10)  # three times the 1 / (tau (1 - discount)) in which Q settles
+LOCOMOTION = (2048, 1_500_000, 50_000, 10)  # [code]; evaluation: [ours], dtql_gaussian.py's
+OTHER_TASK = (2048, 1_500_000, 50_000, 100)  # AntMaze; [ours] for Kitchen and Adroit
+LOCAL_TASK = (256, 60_000, 20_000, 10)  # [ours]: three times the 1 / (tau (1 - discount)) in which Q settles
 
 
 def settings_of(env_id: str) -> dict:
@@ -291,8 +296,8 @@ def settings_of(env_id: str) -> dict:
 def adjust_reward(env_id: str, reward: np.ndarray, returns: np.ndarray) -> np.ndarray:
     """AntMaze r - 1; locomotion scaled so that episodes differ by up to 1000 [code]; else as stored.
 
-    returns: of each episode of the dataset. The authors' code cuts them from rows without the timeouts, by
-    windows of 1000 steps that drift over the episodes' borders; these are the true ones."""
+    returns: of each episode of the dataset. The authors' code, which works on transitions, takes the returns
+    without the last reward of an episode that timed out, and of the unfinished end of the data too."""
     if "antmaze" in env_id:
         return reward - 1
     robot, spread = any(x in env_id for x in ("halfcheetah", "hopper", "walker2d")), np.ptp(returns)
@@ -500,7 +505,7 @@ def load_task(env_id: str) -> SimpleNamespace:
     action, the returns low and high that score 0 and 100, and the metric: only D4RL's is called "score"."""
     robot, options = env_id.partition("-")[0], {"disable_env_checker": True}
     if env_id in D4RL_FILES:  # those of benchmark/ need gymnasium-robotics
-        make, options["id"] = gym.make, ROBOTS.get(robot, f"benchmark.d4rl_envs:{env_id}")
+        make, options["id"] = gym.make, ROBOTS.get(robot, f"benchmark.envs:{env_id}")
         (low, high), metric, physics = D4RL_RETURNS[robot], "score", "D4RL's, of MuJoCo 2.1.0"
     else:
         dataset, metric, physics = open_minari(env_id), "Minari score", f"MuJoCo {mujoco.__version__}"

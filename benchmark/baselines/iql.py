@@ -10,16 +10,19 @@ https://arxiv.org/abs/2110.06169
 
     python benchmark/baselines/iql.py                               # embedded dataset, no network
     python benchmark/baselines/iql.py --env-id walker2d-medium-v2 --num-seeds 5
-    python benchmark/baselines/iql.py --beta 0                      # behaviour cloning
+    python benchmark/baselines/iql.py --beta 0                      # behaviour cloning, acts by its mean
+    python benchmark/baselines/iql.py --beta 0 --eval-candidates 1  # the same, acts by its samples
+    python benchmark/baselines/iql.py --beta 0 --fixed-std          # cloning by mean squared error
 
 Each training step updates three models, in this order, on one batch of a static dataset D:
   1. V by expectile regression,  E[|τ - 1(u < 0)| u²]  with  u = min(Q1', Q2')(s, a) - V(s)
   2. a Gaussian policy by weighted regression,  -E[min(exp(β (min(Q1', Q2')(s, a) - V(s))), 100) log π(a|s)]
   3. critics Q1, Q2,  E[(r + γ V(s') - Q_i(s, a))²]
 Nothing is ever asked of Q at an action outside D. With β = 0 every weight is 1: the policy then clones D, and
-the critics have no say. All seeds train together, along a leading dimension of parameters, batches and noise.
-[code] marks what only the authors' code says, from memory of it, [ours] what is not known to be theirs: the
-initialisation, and no dropout in the policy on Kitchen and Adroit, where theirs has 0.1.
+the critics have no say. Since its standard deviation is the same in all states, the mean of such a clone is
+that of least squares, but for the weight 1/σ² of each dimension, which --fixed-std makes 1. All seeds train
+together, along a leading dimension of parameters, batches and noise. [code] marks what only the authors' code
+says (github.com/ikostrikov/implicit_q_learning), [ours] what is not theirs.
 """
 
 import contextlib
@@ -80,33 +83,33 @@ class Args:  # None: the task's value in TASKS, or as the comment says
     lr_schedule: Literal["constant", "cosine"] = "cosine"  # of the policy's learning rate [code]
     beta: float | None = None  # β, how much a better action weighs more; 0: behaviour cloning
     expectile: float | None = None  # τ of the expectile regression of V
+    dropout: bool | None = None  # True: of a tenth of the policy's hidden units, while it trains [code]
+    fixed_std: bool = False  # a policy of standard deviation 1, whose loss is a squared error [ours]
 
 
 # ------------------------------------------------------------------------------------------------- networks
 HIDDEN = (256, 256)  # hidden layers of a network
-MAX_WEIGHT = 100.0  # of a transition in the policy's loss
+DROPOUT = 0.1
+MAX_WEIGHT = 100.0  # of a transition in the policy's loss [code]
 
 
 class MLP(nn.Module):
     """n networks side by side: [n, batch, dims[0]] -> [n, batch, dims[-1]], a layer of all in one product.
-    Between two layers: LayerNorm where asked for, and the activation."""
+    Between two layers: the activation, and dropout where asked for. The initialisation: [code]."""
 
-    def __init__(self, n: int, *dims: int, activation: Callable = torch.relu, layer_norm: bool = False):
+    def __init__(self, n: int, *dims: int, activation: Callable = torch.relu):
         super().__init__()
-        self.activation, self.layer_norm = activation, layer_norm
-        self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
+        self.activation, self.weights, self.biases = activation, nn.ParameterList(), nn.ParameterList()
         for in_dim, out_dim in itertools.pairwise(dims):
-            bound = in_dim**-0.5  # PyTorch's default initialisation
-            self.weights.append(torch.empty(n, in_dim, out_dim).uniform_(-bound, bound))
-            self.biases.append(torch.empty(n, 1, out_dim).uniform_(-bound, bound))
-        self.scales = nn.ParameterList(torch.ones(n, 1, dim) for dim in dims[1:-1] if layer_norm)
-        self.shifts = nn.ParameterList(torch.zeros(n, 1, dim) for dim in dims[1:-1] if layer_norm)
+            self.weights.append(torch.empty(n, in_dim, out_dim))
+            self.biases.append(torch.zeros(n, 1, out_dim))
+            for weight in self.weights[-1].data:  # of one network
+                nn.init.orthogonal_(weight, math.sqrt(2))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, dropout: bool = False) -> Tensor:
         for i, (weight, bias) in enumerate(zip(self.weights, self.biases)):
-            if i > 0 and self.layer_norm:
-                x = torch.addcmul(self.shifts[i - 1], torch.layer_norm(x, x.shape[-1:]), self.scales[i - 1])
-            x = torch.baddbmm(bias, self.activation(x) if i > 0 else x, weight)
+            x = torch.dropout(self.activation(x), DROPOUT, dropout) if i > 0 else x
+            x = torch.baddbmm(bias, x, weight)
         return x
 
 
@@ -124,13 +127,13 @@ class QNetworks(MLP):
 class GaussianPolicy(MLP):
     """π(a|s): a diagonal Gaussian about a mean in the box, of a standard deviation for all states [code]."""
 
-    def __init__(self, n: int, obs_dim: int, action_dim: int):
+    def __init__(self, n: int, obs_dim: int, action_dim: int, fixed_std: bool):
         super().__init__(n, obs_dim, *HIDDEN, action_dim)
-        self.log_std = nn.Parameter(torch.zeros(n, 1, action_dim))
+        self.log_std = nn.Parameter(torch.zeros(n, 1, action_dim), requires_grad=not fixed_std)
 
-    def forward(self, obs: Tensor) -> torch.distributions.Normal:
+    def forward(self, obs: Tensor, dropout: bool = False) -> torch.distributions.Normal:
         """[seed, batch, action_dim]; what leaves the box is clamped on its way into the environment."""
-        mean, std = super().forward(obs).tanh(), self.log_std.clamp(-5, 2).exp()
+        mean, std = super().forward(obs, dropout).tanh(), self.log_std.clamp(-5, 2).exp()
         return torch.distributions.Normal(mean, std.expand_as(mean), validate_args=False)
 
 
@@ -144,10 +147,11 @@ class Agent(nn.Module):
         self.register_buffer("trained", torch.zeros(()))  # training steps done, for the cosine decay
         self.q = QNetworks(n, obs_dim, action_dim)
         self.v = MLP(n, obs_dim, *HIDDEN, 1)
-        self.policy = GaussianPolicy(n, obs_dim, action_dim)
+        self.policy = GaussianPolicy(n, obs_dim, action_dim, args.fixed_std)
         self.target_q = copy.deepcopy(self.q).requires_grad_(False)
         self.to(device)
-        adam = lambda params, lr: torch.optim.Adam([{"params": [*params], "initial_lr": lr}],
+        adam = lambda params, lr: torch.optim.Adam(
+            [{"params": [x for x in params if x.requires_grad], "initial_lr": lr}],
             lr=torch.tensor(lr, device=device), fused=True, capturable=True)  # fmt: skip
         networks = {"q": self.q, "v": self.v, "policy": self.policy}
         self.optimizers = {name: adam(x.parameters(), args.learning_rate) for name, x in networks.items()}
@@ -175,7 +179,7 @@ def train_update(agent: Agent, batch: list[Tensor], args: Args) -> dict[str, Ten
     with torch.no_grad():
         weight = (args.beta * (target_q - agent.v(obs).squeeze(-1))).exp().clamp(max=MAX_WEIGHT)
         target = reward + args.discount * (1 - terminal) * agent.v(next_obs).squeeze(-1)  # [seed, batch]
-    nll = -agent.policy(obs).log_prob(action).sum(dim=-1)  # [seed, batch]
+    nll = -agent.policy(obs, args.dropout).log_prob(action).sum(dim=-1)  # [seed, batch]
     policy_loss = (weight * nll).mean(dim=1)
     minimize(policy_loss, agent.optimizers["policy"])
 
@@ -212,11 +216,11 @@ def act(agent: Agent, obs: Tensor, args: Args) -> Tensor:
 
 
 # ------------------------------------------------------------------------- settings of the paper, per task
-TASK_FIELDS = ("beta", "expectile", "batch_size", "train_steps", "eval_every", "eval_episodes")
-LOCOMOTION = (3.0, 0.7, 256, 1_000_000, 50_000, 10)  # steps between evaluations: [ours], dtql_gaussian.py's
-ANTMAZE = (10.0, 0.9, 256, 1_000_000, 50_000, 100)
-KITCHEN_ADROIT = (0.5, 0.7, 256, 1_000_000, 50_000, 100)
-LOCAL_TASK = (3.0, 0.7, 256, 60_000, 20_000, 10)  # [ours]: three times the 1 / (tau (1 - discount)) steps
+TASK_FIELDS = ("beta", "expectile", "dropout", "batch_size", "train_steps", "eval_every", "eval_episodes")
+LOCOMOTION = (3.0, 0.7, False, 256, 1_000_000, 50_000, 10)  # evaluation: [ours], dtql_gaussian.py's
+ANTMAZE = (10.0, 0.9, False, 256, 1_000_000, 50_000, 100)
+KITCHEN_ADROIT = (0.5, 0.7, True, 256, 1_000_000, 50_000, 100)
+LOCAL_TASK = (3.0, 0.7, False, 256, 60_000, 20_000, 10)  # [ours]: three times 1 / (tau (1 - discount)) steps
 
 
 def settings_of(env_id: str) -> dict:
@@ -232,8 +236,8 @@ def settings_of(env_id: str) -> dict:
 def adjust_reward(env_id: str, reward: np.ndarray, returns: np.ndarray) -> np.ndarray:
     """AntMaze r - 1; locomotion scaled so that episodes differ by up to 1000 [code]; else as stored.
 
-    returns: of each episode of the dataset. The authors' code cuts them from rows without the timeouts, by
-    windows of 1000 steps that drift over the episodes' borders; these are the true ones."""
+    returns: of each episode of the dataset. The authors' code, which works on transitions, takes the returns
+    without the last reward of an episode that timed out, and of the unfinished end of the data too."""
     if "antmaze" in env_id:
         return reward - 1
     robot, spread = any(x in env_id for x in ("halfcheetah", "hopper", "walker2d")), np.ptp(returns)
@@ -441,7 +445,7 @@ def load_task(env_id: str) -> SimpleNamespace:
     action, the returns low and high that score 0 and 100, and the metric: only D4RL's is called "score"."""
     robot, options = env_id.partition("-")[0], {"disable_env_checker": True}
     if env_id in D4RL_FILES:  # those of benchmark/ need gymnasium-robotics
-        make, options["id"] = gym.make, ROBOTS.get(robot, f"benchmark.d4rl_envs:{env_id}")
+        make, options["id"] = gym.make, ROBOTS.get(robot, f"benchmark.envs:{env_id}")
         (low, high), metric, physics = D4RL_RETURNS[robot], "score", "D4RL's, of MuJoCo 2.1.0"
     else:
         dataset, metric, physics = open_minari(env_id), "Minari score", f"MuJoCo {mujoco.__version__}"

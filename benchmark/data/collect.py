@@ -31,15 +31,7 @@ import tyro
 from minari.data_collector import EpisodeBuffer
 
 from benchmark.data.controllers import controller_for
-
-REFERENCE_SCORES = {  # (min, max) of D4RL's infos.py: a score of 100 means D4RL's expert
-    "HalfCheetah": (-280.178953, 12135.0),
-    "Hopper": (-20.272305, 3234.3),
-    "Walker2d": (1.629008, 4592.3),
-    "antmaze": (0.0, 1.0),
-    "kitchen": (0.0, 4.0),
-    "pen": (96.262799, 3076.8331017826877),
-}
+from dtql_gaussian import D4RL_RETURNS
 
 
 @dataclass
@@ -47,7 +39,7 @@ class Args:
     policy: Literal["crossq", "controller"] = "crossq"
     """who acts: a policy trained here, or the scripted controller of an AntMaze, pen or kitchen"""
     env_id: str = "Hopper-v4"
-    """Gymnasium environment with actions in [-1, 1], or a name of benchmark/d4rl_envs.py"""
+    """Gymnasium environment with actions in [-1, 1], or a name of benchmark/envs/d4rl.py"""
     prefix: str = "mine/hopper"
     """the sets become {prefix}/medium-v0 and {prefix}/medium-replay-v0, or {prefix}/controller-v0"""
     transitions: int = 100_000
@@ -110,8 +102,8 @@ def replay_episodes(buffer) -> list[EpisodeBuffer]:
 
 def save(dataset_id: str, env_id: str, episodes: list[EpisodeBuffer], description: str, **metadata) -> None:
     """Write the episodes as a compressed Minari dataset with D4RL's reference scores; print what is in it."""
-    name = env_id.partition("-")[0]
-    reference = dict(zip(("ref_min_score", "ref_max_score"), REFERENCE_SCORES.get(name, ())))
+    returns_of_scores = D4RL_RETURNS.get(env_id.partition("-")[0].lower(), ())
+    reference = dict(zip(("ref_min_score", "ref_max_score"), returns_of_scores))
     with warnings.catch_warnings(action="ignore"):  # no author, no permanent link to code
         dataset = minari.create_dataset_from_buffers(
             dataset_id, episodes, env=env_id, description=description, **reference, **metadata

@@ -15,7 +15,7 @@ import gymnasium as gym
 import mujoco
 import numpy as np
 
-from benchmark.d4rl_envs import CELL_SIZE, cell_centers
+from benchmark.envs.d4rl import CELL_SIZE, cell_centers
 
 
 # --------------------------------------------------------------------------------------------------- AntMaze
@@ -302,7 +302,7 @@ CONTROLLERS = {"antmaze": AntController, "kitchen": KitchenController, "pen": Pe
 
 
 def controller_for(env_id: str) -> type:
-    """The controller's class for an environment of benchmark/d4rl_envs.py."""
+    """The controller's class for an environment of benchmark/envs/d4rl.py."""
     family = env_id.partition("-")[0]
     if family not in CONTROLLERS:
         raise SystemExit(f"{env_id}: no controller; there is one for each of {', '.join(CONTROLLERS)}")

@@ -45,13 +45,13 @@ SCRIPTS = {  # the phases that are timed
 }  # fmt: skip
 WALKER, ANTMAZE = "walker2d-medium-v2", "antmaze-umaze-v0"
 SIZES = {WALKER: (17, 6), ANTMAZE: (29, 8)}  # observation and action dims
-PRODUCTS = {  # operator: position of its first factor
-    torch.ops.aten.mm.default: 0,
-    torch.ops.aten.bmm.default: 0,
-    torch.ops.aten.addmm.default: 1,
-    torch.ops.aten.baddbmm.default: 1,
+ATEN = torch.ops.aten  # operator: position of its first factor
+PRODUCTS = {ATEN.mm.default: 0, ATEN.bmm.default: 0, ATEN.addmm.default: 1, ATEN.baddbmm.default: 1}
+SCALING = {
+    "batch_size": (64, 256, 1024, 4096),
+    "width": (64, 128, 256, 512, 1024),
+    "num_seeds": (1, 2, 4, 8, 16),
 }
-SCALING = {"batch_size": (64, 256, 1024, 4096), "width": (64, 256, 1024), "num_seeds": (1, 2, 4, 8, 16)}
 PARTS = ("train", "act", "paper", "scaling")
 
 
@@ -96,13 +96,8 @@ def training_step(script, phase: str, device: torch.device, totals: dict | None 
     script.STARTS.get(phase, lambda agent: None)(agent)
     obs_dim, action_dim = SIZES[args.env_id]
     n = 100_000
-    data = [
-        torch.randn(n, obs_dim),
-        torch.randn(n, action_dim).tanh(),
-        torch.randn(n),
-        torch.randn(n, obs_dim),
-    ]
-    data = [x.to(device) for x in [*data, torch.zeros(n)]]
+    obs, action, next_obs = (torch.randn(n, x, device=device) for x in (obs_dim, action_dim, obs_dim))
+    data = [obs, action.tanh(), torch.randn(n, device=device), next_obs, torch.zeros(n, device=device)]
     steps = script.gradient_steps(agent, data, phase, {} if totals is None else totals, args)
     return steps.__next__, getattr(args, f"{phase}_batch_size", args.batch_size)
 
@@ -168,21 +163,17 @@ def measure_step(name: str, phase: str, device: torch.device, rounds: int, **set
     return row | in_turn(step, bare, device, rounds)
 
 
-def measure_against(
-    name: str, phase: str, device: torch.device, rounds: int, other: Path, **settings
-) -> dict:
+def measure_against(name: str, phase: str, device: torch.device, rounds: int, other: Path, **settings):
     """A training step against that of another checkout."""
     torch._dynamo.reset()
     ours, theirs = (training_step(load(x / name), phase, device, **settings)[0] for x in (ROOT, other))
     return row_of(name, phase, device, **settings) | in_turn(ours, theirs, device, rounds)
 
 
-def measure_acting(
-    name: str, device: torch.device, rounds: int, states: int, candidates: int | None, **settings
-):
-    """Median time of the script's own act(); candidates None: as it evaluates."""
+def measure_acting(name: str, device: torch.device, rounds: int, states: int, candidates: int | None, **of):
+    """Median time of the script's own act(); candidates None: as it evaluates; of: settings."""
     script = load(ROOT / name)
-    agent, args = make_agent(script, device, **settings)
+    agent, args = make_agent(script, device, **of)
     own = getattr(args, "eval_candidates", 1)
     args.eval_candidates = own if candidates is None else candidates
     obs = torch.randn(1, states, SIZES[args.env_id][0], device=device)
@@ -226,10 +217,8 @@ def measure(part: str, device: torch.device, options: argparse.Namespace) -> Ite
         for name in options.scripts:
             yield measure_as_paper(name, device, rounds)
     else:
-        for name, values in SCALING.items():
-            for x in values:
-                of = {name: x, "compiled": True}
-                yield {"varied": name} | measure_step("dtql_gaussian.py", "train", device, rounds, **of)
+        for of in ({name: x, "compiled": True} for name, values in SCALING.items() for x in values):
+            yield {"varied": [*of][0]} | measure_step("dtql_gaussian.py", "train", device, rounds, **of)
 
 
 def key(row: dict) -> tuple:
@@ -254,9 +243,8 @@ def commit(checkout: Path) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     add = parser.add_argument
     add("--parts", nargs="+", choices=PARTS, default=PARTS)
     add("--against", type=Path, metavar="DIR", help="compare with this checkout's steps, and measure no part")

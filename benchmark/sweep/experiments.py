@@ -12,10 +12,9 @@ A flag that a setting does not name takes the script's own value for the task, w
 import csv
 import functools
 import importlib
-import itertools
 import re
-from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -77,23 +76,16 @@ def number(value: str, std: str = "") -> tuple[float, float | None]:
     return float(value), float(std) if std else None
 
 
-def by_algorithm(*files: str) -> Numbers:
-    """Files with a row for each task and algorithm."""
-    rows = itertools.chain.from_iterable(map(read, files))
-    return {
-        (row["task"], row["algorithm"]): {"score": number(row["score"], row["std"])}
-        for row in rows
-        if row["score"]
-    }
+def by_algorithm(file: str) -> Numbers:
+    """A file with a row for each task and algorithm."""
+    rows = [row for row in read(file) if row["score"]]
+    return {(row["task"], row["algorithm"]): {"score": number(row["score"], row["std"])} for row in rows}
 
 
 def by_column(file: str, labels: dict[str, str], measure: str = "score") -> Numbers:
     """A file with a row for each task; labels: those of its columns with numbers, column: label."""
-    return {
-        (row["task"], label): {measure: number(row[column], row.get(f"{column}_std", ""))}
-        for row in read(file)
-        for column, label in labels.items()
-    }
+    return {(row["task"], label): {measure: number(row[column], row.get(f"{column}_std", ""))}
+            for row in read(file) for column, label in labels.items()}  # fmt: skip
 
 
 def table1() -> Numbers:
@@ -103,13 +95,27 @@ def table1() -> Numbers:
 
 def table2() -> Numbers:
     """Table 2: a row for each quantity, all on antmaze-umaze-v0."""
-    quantities = {"training s per 1k steps": "seconds_per_1k_steps", "total training hours": "hours"}
-    rows = [(quantities[row["quantity"]], row) for row in read("table2_time_antmaze_umaze_v0.csv")
-            if row["quantity"] in quantities]  # fmt: skip
-    return {
-        ("antmaze-umaze-v0", label): {measure: number(row[label]) for measure, row in rows}
-        for label in ("DQL", "IDQL", "SRPO", "DTQL")
-    }
+    rows = {row["quantity"]: row for row in read("table2_time_antmaze_umaze_v0.csv")}
+    return {("antmaze-umaze-v0", label): {
+        "seconds_per_1k_steps": number(rows["training s per 1k steps"][label]),
+        "hours": number(rows["total training hours"][label])} for label in TIME_TABLE}  # fmt: skip
+
+
+def table3() -> Numbers:
+    labels = {"pretrain": "pretraining", "no_pretrain": "no pretraining"}
+    return by_column("table3_pretrain.csv", labels)
+
+
+def table5() -> Numbers:
+    return by_column("table5_kl_vs_tr.csv", {"TR": "DTQL", "KL": "KL"})
+
+
+def table6() -> Numbers:
+    return by_column("table6_antmaze_v2.csv", {"SRPO": "SRPO", "DTQL": "DTQL"})
+
+
+def table7() -> Numbers:
+    return by_column("table7_wall_time.csv", {"hours": "DTQL"}, "hours")
 
 
 def fig5() -> Numbers:
@@ -118,23 +124,14 @@ def fig5() -> Numbers:
     return {(task, "entropy 1"): scores[task, "DTQL"] for task in ANTMAZE_V0}
 
 
+def srpo_table1() -> Numbers:
+    return by_algorithm("srpo_table1_d4rl.csv")
+
+
 def srpo_fig10() -> Numbers:
     """SRPO's Table 1 has the score at one β of each task, the one in its Table 2."""
-    scores = by_algorithm("srpo_table1_d4rl.csv")
     betas = {row["task"]: f"β = {row['beta']}" for row in read("srpo_table2_beta.csv")}
-    return {(task, beta): scores[task, "SRPO"] for task, beta in betas.items()}
-
-
-def table6() -> Numbers:
-    return by_column("table6_antmaze_v2.csv", {"SRPO": "SRPO", "DTQL": "DTQL"})
-
-
-table3 = functools.partial(
-    by_column, "table3_pretrain.csv", {"pretrain": "pretraining", "no_pretrain": "no pretraining"}
-)
-table5 = functools.partial(by_column, "table5_kl_vs_tr.csv", {"TR": "DTQL", "KL": "KL"})
-table7 = functools.partial(by_column, "table7_wall_time.csv", {"hours": "DTQL"}, "hours")
-srpo_table1 = functools.partial(by_algorithm, "srpo_table1_d4rl.csv")
+    return {(task, beta): srpo_table1()[task, "SRPO"] for task, beta in betas.items()}
 
 
 # ------------------------------------------------------------------------------------------------- arguments
@@ -153,29 +150,11 @@ def args_of(setting: Setting) -> dict:
     return vars(args)
 
 
-def scaled(setting: Setting, budget: float, but: Collection[str] = ()) -> Setting:
-    """The setting with all its step counts times budget, as flags, but those given otherwise. A phase of no
-    steps stays so; all else has a step at least."""
-    if budget == 1:
-        return setting
-    flags, args = list(setting.flags), args_of(setting)
-    for name in (*(f"{phase}_steps" for phase in load(setting.script).PHASES), "eval_every"):
-        flag, count = f"--{name.replace('_', '-')}", args[name]
-        if flag not in but:
-            if flag not in flags:
-                flags += [flag, ""]
-            flags[flags.index(flag) + 1] = str(max(1, round(count * budget)) if count else 0)
-    return replace(setting, flags=tuple(flags))
-
-
 # ------------------------------------------------------------------------------------------------ experiments
 def grid(tasks: list[str], columns: dict[str, tuple[str, ...]]) -> tuple[Setting, ...]:
     """All tasks under all labels; columns: label: script and flags."""
-    return tuple(
-        Setting(task, label, script, tuple(flags))
-        for task in tasks
-        for label, (script, *flags) in columns.items()
-    )
+    return tuple(Setting(task, label, script, tuple(flags))
+                 for task in tasks for label, (script, *flags) in columns.items())  # fmt: skip
 
 
 PRETRAINING = {"pretraining": (DTQL,), "no pretraining": (DTQL, "--pretrain-steps", "0")}

@@ -1,4 +1,4 @@
-"""Tables and pictures from the files of runs, as Markdown and as one HTML page that needs no network.
+"""Tables and learning curves from the files of runs, as Markdown and as one HTML page that needs no network.
 
     python -m benchmark.sweep.report runs        # writes runs/report.md, report.html and report/*.svg
     python -m benchmark.sweep.report benchmark/results/local --readme    # prints one experiment's table
@@ -7,22 +7,19 @@ A run is a folder with config.json, metrics.jsonl (or .jsonl.gz) and result.json
 Those of benchmark/sweep/run.py stand under their experiments, beside the papers' numbers; all others at the
 end, by task, script and the arguments that are not the script's own for the task.
 
-A score is the mean over the evaluation episodes of one training seed, and every spread is over seeds. The
-headline is the last evaluation; the best one stands in a column of its own. Scores of different metrics are
-never averaged together, and raw returns, of datasets without reference scores, not at all.
+Scores of different metrics are never averaged together, and raw returns, of datasets without reference
+scores, not at all. INTRODUCTION below says what a score and a spread are.
 """
 
 import argparse
 import functools
 import gzip
 import io
-import itertools
 import json
 import shlex
 import shutil
 import sys
-import textwrap
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -40,14 +37,9 @@ INTRODUCTION = (
     "A score is the mean over the evaluation episodes of one training seed; every spread is over seeds. The "
     "headline is the last evaluation's score. The best one, which nobody knows before a run is over, stands "
     "apart; it is of the steps at which all seeds were evaluated. Intervals are 95 %, by bootstrap: seeds "
-    "drawn anew within each task. With a handful of seeds on a single task they are too narrow, and 1.00 to "
-    "1.00 says only that no two seeds crossed."
+    "drawn anew within each task. With a handful of seeds on a single task they are too narrow."
 )
 MIN_SEEDS = 3  # for an interval
-COMPARED = (
-    "score",
-    "Minari score",
-)  # metrics that are averaged; the scale of a raw return is its task's
 BOOKKEEPING = {  # arguments that decide neither what is trained nor how its last model is measured
     "env_id", "seed", "num_seeds", "device", "compile", "tf32", "eval_every", "run_dir", "checkpoint_every",
     "resume", "eval_only", "capture_video", "track",
@@ -56,11 +48,9 @@ OTHER = Experiment("other", "Other runs", "Runs that belong to no experiment of 
 STYLE = {
     "svg.fonttype": "none", "svg.hashsalt": "report", "text.parse_math": False, "font.size": 9,
     "font.sans-serif": ["DejaVu Sans"], "axes.spines.top": False, "axes.spines.right": False,
+    "axes.prop_cycle": matplotlib.cycler(  # Okabe and Ito's
+        color=["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]),
 }  # fmt: skip
-COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]  # Okabe and Ito's
-MARKERS = "osD^vP"
-COLUMNS = ["task", "label", "seed", "last", "metric", "because", "run"]  # of Section.seeds
-Blocks = list[tuple[str, pd.DataFrame | str]]  # caption, and a table or a picture as SVG
 
 
 # ------------------------------------------------------------------------------------------- files of a run
@@ -71,7 +61,6 @@ class Run:
     path: Path
     config: dict  # and all of result.json, if it is finished
     lines: list[dict]  # of metrics.jsonl
-    notes: list[str]  # what is wrong with its files
 
     @property
     def seeds(self) -> range:
@@ -85,55 +74,37 @@ class Run:
     def commit(self) -> str:
         return str(self.config.get("git_commit"))[:10]
 
+    @property
+    def command(self) -> str:
+        """As run.py wrote it; a run by hand has its arguments in config.json."""
+        path = self.path / "command.txt"
+        return path.read_text().strip() if path.exists() else ""
+
+    @property
+    def phases(self) -> list[int]:
+        """Their planned steps."""
+        return [x for name, x in self.config.items() if name.endswith("_steps")]
+
     def curve(self, seed: int) -> pd.Series:
         """The score at each evaluated step."""
         key = "eval/normalized_score"
-        return pd.Series(
-            {x["step"]: x[key] for x in self.lines if x["seed"] == seed and key in x}, dtype=float
-        )
+        scored = {x["step"]: x[key] for x in self.lines if x["seed"] == seed and key in x}
+        return pd.Series(scored, dtype=float)
 
 
-def command_of(run: Run) -> str:
-    """As run.py wrote it; a run by hand has its arguments in config.json."""
-    path = run.path / "command.txt"
-    return path.read_text().strip() if path.exists() else ""
-
-
-def read_json(path: Path, keys: set[str]) -> dict:
-    """The object in a file; ValueError if it is none or lacks a key, FileNotFoundError."""
-    content = json.loads(path.read_text())
-    if not isinstance(content, dict) or not keys <= set(content):
-        raise ValueError(f"{path.name} is not a run's")
-    return content
-
-
-def read_run(folder: Path) -> Run:
-    """ValueError if config.json does not say what it is of. Without a readable result.json it is unfinished;
-    a line of metrics.jsonl that cannot be read is left out. Both are noted."""
-    run = Run(folder, read_json(folder / "config.json", {"script", "env_id", "seed", "num_seeds"}), [], [])
+def read_run(folder: Path, notes: list[str]) -> Run:
+    """OSError, ValueError or TypeError if it is none; what else is wrong with its files goes to notes."""
+    config, result, lines = json.loads((folder / "config.json").read_text()), folder / "result.json", []
+    if missing := {"script", "env_id", "seed", "num_seeds"} - set(config):
+        raise ValueError(f"config.json has no {', '.join(sorted(missing))}")
+    config |= json.loads(result.read_text()) if result.exists() else {}
     path = next(iter(folder.glob("metrics.jsonl*")), folder / "metrics.jsonl")
     try:
         with (gzip.open if path.suffix == ".gz" else open)(path, "rt") as file:
-            for number, text in enumerate(file, 1):
-                try:
-                    line = json.loads(text)
-                    line["step"], line["seed"]
-                    run.lines.append(line)
-                except (ValueError, TypeError, KeyError):
-                    run.notes.append(f"line {number} of {path.name} is none of a run's, or cut off: left out")
-    except (EOFError, OSError) as error:
-        run.notes.append(f"{path.name} cannot be read to its end ({error})")
-    try:
-        run.config |= read_json(folder / "result.json", {"seeds", "metric", "train_seconds", "eval_seconds"})
-    except ValueError as error:
-        run.notes.append(f"result.json cannot be read ({error})")
-    except FileNotFoundError:
-        pass
-    for seed, scores in run.config.get("seeds", {}).items() if run.lines else ():
-        curve = run.curve(int(seed))
-        if not len(curve) or not np.isclose(curve.iloc[-1], scores["last"]):
-            run.notes.append(f"seed {seed}: the last score of result.json is not that of {path.name}")
-    return run
+            lines.extend(map(json.loads, file))
+    except (EOFError, OSError, ValueError) as error:  # cut off, or being written
+        notes.append(f"{path} cannot be read to its end ({error})")
+    return Run(folder, config, lines)
 
 
 def script_of(run: Run) -> str | None:
@@ -144,8 +115,7 @@ def script_of(run: Run) -> str | None:
 
 def differences(run: Run, setting: Setting | None = None) -> dict:
     """The arguments that are not those of the setting, else the script's own for the task."""
-    script = script_of(run)
-    if script is None:
+    if (script := script_of(run)) is None:
         return {}
     usual = args_of(setting or Setting(run.config["env_id"], "", script))
     return {name: x for name, x in run.config.items()
@@ -169,59 +139,42 @@ def reasons(run: Run, setting: Setting) -> str:
 class Section:
     """The runs of one experiment, or all those of none. seeds: a row for each seed of a finished run."""
 
-    name: str
-    title: str
     experiment: Experiment
     runs: dict[Run, Setting]
     notes: list[str] = field(default_factory=list)  # what is missing, broken or mixed
     seeds: pd.DataFrame = field(default_factory=pd.DataFrame)
-    blocks: Blocks = field(default_factory=list)
+    blocks: list[tuple[str, pd.DataFrame | str]] = field(default_factory=list)  # caption, table or SVG
 
-    @property
-    def question(self) -> str:
-        return self.experiment.question
-
-
-def place_of(run: Run) -> tuple[str, Path]:
-    """The budget that run.py reduced it to, or "", and the folder of its setting."""
-    *_, budget, task, name, _ = ("",) * 4 + run.path.resolve().parts
-    return budget if budget.startswith("budget-") else "", Path(task, name)
+    def cells(self):
+        """((task, label), its rows of seeds), in the experiment's order."""
+        return self.seeds.groupby(["task", "label"], sort=False)
 
 
 def own_setting(run: Run) -> Setting:
-    """What a run outside of all experiments is of: by its arguments."""
+    """What a run outside of all experiments is of: by its arguments, but for steps and episodes."""
     own = {x: y for x, y in differences(run).items() if not x.endswith("_steps") and x != "eval_episodes"}
     label = ", ".join([Path(run.config["script"]).stem, *(f"{x} {y}" for x, y in own.items())])
-    flags = [text for x, y in own.items() for text in (
-        [f"--{'' if y else 'no-'}{x.replace('_', '-')}"] if isinstance(y, bool)
-        else [f"--{x.replace('_', '-')}", str(y)])]  # fmt: skip
-    return Setting(run.config["env_id"], label, script_of(run) or run.config["script"], tuple(flags))
+    return Setting(run.config["env_id"], label, script_of(run) or run.config["script"])
 
 
 def collect(root: Path) -> list[Section]:
     """All runs in a folder: of each experiment that has some which none before it shows; then the others."""
-    runs, notes = [], []
+    runs, notes, sections, shown = [], [], [], set()
     for folder in sorted({path.parent for x in ("config.json", "command.txt") for path in root.rglob(x)}):
         try:
-            runs.append(read_run(folder))
-        except FileNotFoundError:
-            notes.append(f"{folder} has no config.json: it never began; not counted")
-        except ValueError as error:
-            notes.append(f"{folder}/config.json cannot be read ({error}); not counted")
-    sections, shown = [], set()
-    for budget in sorted({place_of(run)[0] for run in runs}):
-        for experiment in EXPERIMENTS.values():
-            settings = {(budget, x.folder): x for x in experiment.settings}
-            found = {run: settings[place_of(run)] for run in runs if place_of(run) in settings}
-            found = {run: x for run, x in found.items() if matches(run, x)}
-            if not set(found) <= shown:
-                shown |= set(found)
-                suffix = f" ({budget} of all steps)" if budget else ""
-                name = "-".join(filter(None, (experiment.name, budget)))
-                sections.append(Section(name, experiment.title + suffix, experiment, found))
+            runs.append(read_run(folder, notes))
+        except (OSError, ValueError, TypeError) as error:
+            notes.append(f"{folder} is not counted: {error}")
+    for experiment in EXPERIMENTS.values():
+        settings = {x.folder.parts: x for x in experiment.settings}  # where run.py puts its runs
+        places = {run: run.path.resolve().parts[-3:-1] for run in runs}
+        found = {run: settings[place] for run, place in places.items() if place in settings}
+        if not set(found) <= shown:
+            shown |= set(found)
+            sections.append(Section(experiment, found))
     others = {run: own_setting(run) for run in runs if run not in shown}
     if others or not sections and notes:
-        sections.append(Section(OTHER.name, OTHER.title, OTHER, others))
+        sections.append(Section(OTHER, others))
     for section in sections:
         count_seeds(section)
     if sections:
@@ -229,39 +182,30 @@ def collect(root: Path) -> list[Section]:
     return sections
 
 
-def matches(run: Run, setting: Setting) -> bool:
-    return (run.config["script"], run.config["env_id"]) == (Path(setting.script).name, setting.task)
-
-
 def count_seeds(section: Section) -> None:
     """Fills in seeds, each counted once, in the experiment's order, and notes what is wrong with them."""
-    rows, notes, experiment = {}, section.notes, section.experiment
-    for run, setting in section.runs.items():
-        notes += [f"{run.path}: {note}" for note in run.notes]
-        for seed in run.seeds if run.finished else ():
-            key = setting.task, setting.label, seed
-            if key in rows:
-                notes.append(f"There twice: {setting.label} on {setting.task}, seed {seed}; counted from "
-                             f"{rows[key]['run'].path}, not from {run.path}")  # fmt: skip
-                continue
-            last = run.config["seeds"].get(str(seed), {"last": np.nan})["last"]
-            rows[key] = dict(zip(COLUMNS, (*key, last, run.config["metric"], reasons(run, setting), run)))
+    notes, experiment = section.notes, section.experiment
     order = {(x.task, x.label): i for i, x in enumerate(experiment.settings)}
-    ordered = sorted(rows.values(), key=lambda x: (order.get((x["task"], x["label"]), 0), x["seed"]))
-    section.seeds = seeds = pd.DataFrame(ordered, columns=COLUMNS)
-    cells = seeds.groupby(["task", "label"], sort=False)
-    counts = cells.size().to_dict()
-    missing = [f"{label} on {task}" for task, label in order if (task, label) not in counts]
-    enough = experiment.seeds if order else 0
-    few = [f"{label} on {task} ({n})" for (task, label), n in counts.items() if n < enough]
-    unfinished = [run for run in section.runs if not run.finished]
-    if missing:
+    unscored = {"last": np.nan}
+    rows = [(setting.task, setting.label, seed, run.config["seeds"].get(str(seed), unscored)["last"],
+             run.config["metric"], reasons(run, setting), run)
+            for run, setting in section.runs.items() if run.finished for seed in run.seeds]  # fmt: skip
+    seeds = pd.DataFrame(rows, columns=["task", "label", "seed", "last", "metric", "because", "run"])
+    twice = seeds.duplicated(["task", "label", "seed"])
+    for x in seeds[twice].itertuples():
+        notes.append(f"There twice: {x.label} on {x.task}, seed {x.seed}; not counted from {x.run.path}")
+    place = [order.get(key, 0) for key in zip(seeds["task"], seeds["label"])]
+    seeds = seeds.assign(place=place)[~twice].sort_values(["place", "seed"], kind="stable")
+    section.seeds = seeds
+    counts = section.cells().size().to_dict()
+    if missing := [f"{label} on {task}" for task, label in order if (task, label) not in counts]:
         notes.append(f"Without a finished run: {len(missing)} of {len(order)}, {', '.join(missing)}.")
-    if unfinished:
+    if unfinished := [run for run in section.runs if not run.finished]:
         notes.append(f"Unfinished and not counted: {len(unfinished)} runs, listed at the end.")
+    few = [f"{x[1]} on {x[0]} ({n})" for x, n in counts.items() if order and n < experiment.seeds]
     if few:
         notes.append(f"Fewer seeds than the experiment's {experiment.seeds}: {', '.join(few)}.")
-    for (task, label), cell in cells:
+    for (task, label), cell in section.cells():
         runs = cell["run"].unique()
         for what, kinds in (("arguments", {json.dumps(differences(run), sort_keys=True) for run in runs}),
                             ("dataset's SHA-256", {run.config.get("dataset_sha256") for run in runs}),
@@ -278,12 +222,12 @@ def count_seeds(section: Section) -> None:
 
 
 # -------------------------------------------------------------------------------------------------- numbers
-def spread(values: Iterable[float], digits: int = 1) -> str:
+def spread(values: Iterable[float]) -> str:
     """Mean ± standard deviation; the mean alone of one value."""
-    values = np.asarray([x for x in values if not np.isnan(x)], dtype=float)
+    values = pd.Series(values, dtype=float).dropna()
     if not len(values):
         return "–"
-    return f"{values.mean():.{digits}f}" + (f" ± {values.std(ddof=1):.{digits}f}" if len(values) > 1 else "")
+    return f"{values.mean():.1f}" + (f" ± {values.std():.1f}" if len(values) > 1 else "")
 
 
 def distinct(values: Iterable) -> str:
@@ -318,41 +262,58 @@ def curves(cell: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(found).dropna()
 
 
-def estimate(statistic: Callable, *scores: stats.Scores) -> tuple[np.ndarray, np.ndarray | None]:
-    """A statistic of one or two labels' scores and its interval, None where there are too few seeds."""
-    point = statistic(*scores)
-    if min(len(x) for x in itertools.chain(*scores)) < MIN_SEEDS:
-        return point, None
-    rng = np.random.default_rng(0)
-    return point, stats.interval(statistic(*(stats.resample(x, rng) for x in scores)))
-
-
-def bounds(interval: np.ndarray | None, digits: int) -> str:
-    few = f"none: fewer than {MIN_SEEDS} seeds"
-    return few if interval is None else " to ".join(f"{x:.{digits}f}" for x in interval)
+def iqm(scores: stats.Scores) -> tuple[str, str]:
+    """The interquartile mean of tasks' scores, and its interval."""
+    if min(map(len, scores)) < MIN_SEEDS:
+        return f"{stats.iqm(scores):.1f}", f"none: fewer than {MIN_SEEDS} seeds"
+    low, high = stats.interval(stats.iqm(stats.resample(scores, np.random.default_rng(0))))
+    return f"{stats.iqm(scores):.1f}", f"{low:.1f} to {high:.1f}"
 
 
 # --------------------------------------------------------------------------------------------------- tables
+def telling(rows: list[dict]) -> pd.DataFrame:
+    """Without the columns that say nothing."""
+    table = pd.DataFrame(rows).fillna("")
+    return table.loc[:, [not set(table[x]) <= {"", "–"} for x in table]]
+
+
 def score_table(section: Section) -> pd.DataFrame:
     """A row for each setting, after the own score of a dataset that is at hand."""
-    rows = []
-    for task, of_task in section.seeds.groupby("task", sort=False):
-        if dataset_score(task) is not None:
+    rows, tasks = [], set()
+    for (task, label), cell in section.cells():
+        if task not in tasks and dataset_score(task) is not None:
             rows.append({"task": task, "algorithm": "the dataset's mean episode", "metric": "Minari score",
                          "last": f"{dataset_score(task):.1f}"})  # fmt: skip
-        for label, cell in of_task.groupby("label", sort=False):
-            because = "; ".join(filter(None, cell["because"].unique()))
-            best = curves(cell).max() if len(curves(cell)) else []
-            rows.append({
-                "task": task, "algorithm": label, "metric": distinct(map(str, cell["metric"])),
-                "seeds": len(cell), "last": spread(cell["last"]) + "†" * bool(because), "best": spread(best),
-                "last, each seed": ", ".join(f"{x:.0f}" for x in cell["last"]),
-                f"paper ({section.experiment.source})": published(section.experiment, task, label, "score"),
-                "† because": because,
-            })  # fmt: skip
-    table = pd.DataFrame(rows).fillna("").replace({"seeds": {"": ""}})
-    table["seeds"] = [f"{x:.0f}" if x != "" else "" for x in table["seeds"]]
-    return table.loc[:, [not set(table[x]) <= {"", "–"} for x in table]]  # without columns that say nothing
+        tasks.add(task)
+        because = "; ".join(filter(None, cell["because"].unique()))
+        best = curves(cell).max() if len(curves(cell)) else []
+        rows.append({
+            "task": task, "algorithm": label, "metric": distinct(map(str, cell["metric"])),
+            "seeds": str(len(cell)), "last": spread(cell["last"]) + "†" * bool(because), "best": spread(best),
+            "last, each seed": ", ".join(f"{x:.0f}" for x in cell["last"]),
+            f"paper ({section.experiment.source})": published(section.experiment, task, label, "score"),
+            "† because": because,
+        })  # fmt: skip
+    return telling(rows)
+
+
+def complete_tasks(section: Section, metric: str) -> pd.DataFrame:
+    """The seeds with this metric, of the tasks in which every label of the section has it."""
+    seeds = section.seeds[section.seeds["metric"] == metric].dropna(subset="last")
+    labels = seeds.groupby("task")["label"].transform("nunique")
+    return seeds[labels == section.seeds["label"].nunique()]
+
+
+def iqm_table(seeds: pd.DataFrame) -> pd.DataFrame:
+    """Over tasks, of seeds with one metric."""
+    rows = []
+    for label, of_label in seeds.groupby("label", sort=False):
+        scores = [x["last"].to_numpy() for _, x in of_label.groupby("task", sort=False)]
+        point, interval = iqm(scores)
+        rows.append({"algorithm": label, "tasks": str(len(scores)), "IQM": point, "95 % interval": interval,
+                     "seeds of each": distinct(map(len, scores)),
+                     "mean": f"{np.mean([x.mean() for x in scores]):.1f}"})  # fmt: skip
+    return pd.DataFrame(rows)
 
 
 def paper_table(section: Section, complete: pd.DataFrame) -> pd.DataFrame:
@@ -365,220 +326,91 @@ def paper_table(section: Section, complete: pd.DataFrame) -> pd.DataFrame:
     return table.map(lambda x: "–" if np.isnan(x) else f"{x:.1f}").rename_axis("task").reset_index()
 
 
-def last_speeds(run: Run) -> list[float]:
-    """Steps per second in the last phase, which trains the policy."""
-    *before, _ = (x for name, x in run.config.items() if name.endswith("_steps"))
-    return [x["steps_per_second"] for x in run.lines if "steps_per_second" in x and x["step"] > sum(before)]
-
-
 def time_table(section: Section) -> pd.DataFrame:
-    """Time and memory of the processes, and the paper's hours."""
+    """Time and memory of the processes, by how many seeds each trains, and the paper's hours."""
     rows = []
-    cells = section.seeds.drop_duplicates("run").groupby(["task", "label"], sort=False)["run"]
-    for (task, label), runs in cells:
-        for at_once in sorted({len(run.seeds) for run in runs}):
-            configs = pd.DataFrame([run.config for run in runs if len(run.seeds) == at_once])
-            speeds = [1000 / speed for run in runs if len(run.seeds) == at_once for speed in last_speeds(run)]
-            memory = pd.to_numeric(configs["peak_memory_mib"]).mean()
-            rows.append({
-                "task": task, "algorithm": label, "runs": len(configs), "seeds at once": at_once,
-                "training h": f"{configs['train_seconds'].mean() / 3600:.2f}",
-                "paper, h": published(section.experiment, task, label, "hours"),
-                "s per 1000 steps": f"{np.median(speeds):.2f}" if speeds else "–",
-                "paper, s": published(section.experiment, task, label, "seconds_per_1k_steps"),
-                "evaluating h": f"{configs['eval_seconds'].mean() / 3600:.2f}",
-                "peak MiB of the GPU": "–" if np.isnan(memory) else f"{memory:.0f}",
-                "device": distinct(configs["device"]),
-            })  # fmt: skip
-    table = pd.DataFrame(rows)
-    return table.loc[:, [set(table[x]) != {"–"} for x in table]]
+    runs = section.seeds.drop_duplicates("run")
+    at_once = runs["run"].map(lambda run: len(run.seeds))
+    for (task, label, n), cell in runs.groupby(["task", "label", at_once], sort=False):
+        configs = pd.DataFrame([run.config for run in cell["run"]])
+        speeds = [x["steps_per_second"] for run in cell["run"] for x in run.lines  # of the last phase
+                  if "steps_per_second" in x and x["step"] > sum(run.phases[:-1])]  # fmt: skip
+        memory = pd.to_numeric(configs["peak_memory_mib"]).mean()
+        rows.append({
+            "task": task, "algorithm": label, "runs": str(len(configs)), "seeds at once": str(n),
+            "training h": f"{configs['train_seconds'].mean() / 3600:.2f}",
+            "paper, h": published(section.experiment, task, label, "hours"),
+            "s per 1000 steps": f"{np.median([1000 / x for x in speeds]):.2f}" if speeds else "–",
+            "paper, s": published(section.experiment, task, label, "seconds_per_1k_steps"),
+            "evaluating h": f"{configs['eval_seconds'].mean() / 3600:.2f}",
+            "peak MiB of the GPU": "–" if np.isnan(memory) else f"{memory:.0f}",
+            "device": distinct(configs["device"]),
+        })  # fmt: skip
+    return telling(rows)
 
 
-# ------------------------------------------------------------------------------------------------- pictures
-def look_of(labels: Iterable[str]) -> dict[str, dict]:
-    """Color and marker of each label, the same in all pictures of a section."""
-    return {x: {"color": COLORS[i % 6], "marker": MARKERS[(i + i // 6) % 6]}
-            for i, x in enumerate(dict.fromkeys(labels))}  # fmt: skip
-
-
-def draw(height: float, plot: Callable, **axes) -> str:
-    """One panel as SVG, height inches and small enough for a phone; plot(ax) draws into it."""
+# ------------------------------------------------------------------------------------------- learning curves
+def draw_curves(of_task: pd.DataFrame, labels: list[str]) -> str:
+    """As SVG, small enough for a phone; a label has the same colour in all pictures of its section."""
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(4, height), layout="constrained")
+        figure = Figure(figsize=(4, 2.5 + 0.09 * of_task["label"].nunique()), layout="constrained")
         ax = figure.subplots()
-        plot(ax)
-        ax.set(**axes)
+        for label, cell in of_task.groupby("label", sort=False):
+            curve, color = curves(cell), f"C{labels.index(label)}"
+            mean, std = curve.mean(axis=1), curve.std(axis=1)
+            ax.plot(mean, "o-", markersize=3.5, label=f"{label} ({curve.shape[1]})", color=color)
+            if curve.shape[1] >= MIN_SEEDS:
+                ax.fill_between(curve.index, mean - std, mean + std, alpha=0.18, linewidth=0, color=color)
+            else:
+                ax.plot(curve, linewidth=0.6, color=color)
+        if (score := dataset_score(of_task["task"].iloc[0])) is not None:
+            ax.axhline(score, color="#000000", linewidth=0.8, linestyle=":")
+        ax.xaxis.set_major_formatter(lambda step, _: f"{step / 1000:g}k")
+        ax.set(xlabel="gradient steps", ylabel=of_task["metric"].iloc[0])
         ax.grid(color="#888888", alpha=0.25, linewidth=0.6)
-        if labels := ax.get_legend_handles_labels()[1]:  # below the axes, where it hides nothing
-            figure.legend(loc="outside lower left", ncols=2, frameon=False, fontsize=8)
-            figure.set_figheight(height + 0.09 * sum(1 + label.count("\n") for label in labels))
+        figure.legend(loc="outside lower left", ncols=2, frameon=False, fontsize=8)
         file = io.StringIO()
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     return file.getvalue()[file.getvalue().index("<svg") :]
 
 
-def wrapped(name: str) -> str:
-    """On lines that leave a picture its room."""
-    return "\n".join(textwrap.wrap(name, 26))
-
-
-def draw_curves(of_task: pd.DataFrame, looks: dict) -> str:
-    def plot(ax) -> None:
-        for label, cell in of_task.groupby("label", sort=False):
-            curve, look = curves(cell), looks[label]
-            color = look["color"]
-            mean, std = curve.mean(axis=1), curve.std(axis=1)
-            ax.plot(mean, markersize=3.5, label=wrapped(f"{label} ({curve.shape[1]})"), **look)
-            if curve.shape[1] >= MIN_SEEDS:
-                ax.fill_between(
-                    curve.index, mean - std, mean + std, alpha=0.18, linewidth=0, color=look["color"]
-                )
-            else:
-                ax.plot(curve, linewidth=0.6, color=color)
-        ax.xaxis.set_major_formatter(lambda step, _: f"{step / 1000:g}k")
-
-    return draw(2.5, plot, xlabel="gradient steps", ylabel=of_task["metric"].iloc[0])
-
-
-def draw_rows(xlabel: str, rows: list[dict], looks: dict, line: float | None = None) -> str:
-    """A line for each row: a point with its ends, the single values and the paper's number beside it."""
-    names = [wrapped(row["name"]) for row in rows]
-    heights = np.array([0.1 + 0.18 * (1 + name.count("\n")) for name in names])  # inches
-    places = np.cumsum(heights) - heights / 2
-
-    def plot(ax) -> None:
-        for y, row in zip(places, rows):
-            look = looks[row["label"]]
-            ax.plot(row["values"], [y] * len(row["values"]), "|", markersize=8, color=look["color"])
-            if row["ends"] is not None:
-                ax.plot(row["ends"], [y, y], color=look["color"], linewidth=2, alpha=0.6)
-            ax.plot(row["point"], y, markersize=6, **look)
-            if row.get("paper") is not None:
-                ax.plot(row["paper"], y, "d", markersize=9, markerfacecolor="none", color="#000000")
-        if line is not None:
-            ax.axvline(line, color="#000000", linewidth=0.8, linestyle=":")
-        ax.set_yticks(places, names)
-        ax.set_ylim(heights.sum(), 0)
-
-    return draw(0.6 + heights.sum(), plot, xlabel=xlabel)
-
-
-def score_pictures(section: Section, looks: dict) -> Blocks:
-    """Scores of a task's algorithms, of a single algorithm those of all tasks; and curves over training."""
-    seeds, blocks = section.seeds.dropna(subset="last"), []
-    single, paper = len(looks) == 1, section.experiment.paper()
-    for (title, metric), group in seeds.groupby(["label" if single else "task", "metric"], sort=False):
-        rows = []
-        for (task, label), cell in group.groupby(["task", "label"], sort=False):
-            mean, std = cell["last"].mean(), cell["last"].std()
-            rows.append({"name": f"{task if single else label} ({len(cell)})", "label": label, "point": mean,
-                         "ends": None if np.isnan(std) else (mean - std, mean + std), "values": cell["last"],
-                         "paper": paper.get((task, label), {}).get("score", (None,))[0]})  # fmt: skip
-        caption = f"{title}: last {metric}, mean of the seeds (number) ± std; ticks: each"
-        caption += "; ◇: the paper's" * any(row["paper"] is not None for row in rows)
-        caption += "; dotted: the dataset's mean episode" * (dataset_score(title) is not None)
-        blocks.append((caption, draw_rows(f"last {metric}", rows, looks, dataset_score(title))))
-    for task, of_task in seeds.groupby("task", sort=False):
-        if any(len(curves(cell)) > 1 for _, cell in of_task.groupby("label")):
-            caption = f"{task}: score over training, mean of the seeds (number) ± std; of one or two, each"
-            blocks.append((caption, draw_curves(of_task, looks)))
-    return blocks
-
-
-# ----------------------------------------------------------------------------------------------- aggregates
-def complete_tasks(section: Section, metric: str) -> pd.DataFrame:
-    """The seeds with this metric, of the tasks in which every label of the section has it."""
-    seeds = section.seeds[section.seeds["metric"] == metric].dropna(subset="last")
-    labels = seeds.groupby("task")["label"].transform("nunique")
-    return seeds[labels == section.seeds["label"].nunique()]
-
-
-def aggregate_blocks(seeds: pd.DataFrame, metric: str, looks: dict) -> Blocks:
-    """IQM, performance profile, probability of improvement, over tasks of one metric."""
-    scores = {label: [x["last"].to_numpy() for _, x in of_label.groupby("task", sort=False)]
-              for label, of_label in seeds.groupby("label", sort=False)}  # fmt: skip
-    numbers = {label: distinct(map(len, of_tasks)) for label, of_tasks in scores.items()}
-    rows, lines = [], []
-    for label, of_tasks in scores.items():
-        point, ends = estimate(stats.iqm, of_tasks)
-        rows.append({"algorithm": label, "tasks": len(of_tasks), "seeds of each": numbers[label],
-                     "IQM": f"{point:.1f}", "95 % interval": bounds(ends, 1),
-                     "mean": f"{np.mean([x.mean() for x in of_tasks]):.1f}"})  # fmt: skip
-        lines.append(
-            {
-                "name": f"{label} ({numbers[label]})",
-                "label": label,
-                "point": point,
-                "ends": ends,
-                "values": (),
-            }
-        )
-    pooled = seeds["last"]
-    thresholds = np.linspace(min(0, pooled.min()), pooled.max(), 101)
-
-    def profile(ax) -> None:
-        for line, (label, of_tasks) in zip(lines, scores.items()):
-            share, ends = estimate(lambda x: stats.profile(x, thresholds), of_tasks)
-            color = looks[label]["color"]
-            ax.step(thresholds, share, where="post", label=wrapped(line["name"]), color=color)
-            if ends is not None:
-                ax.fill_between(thresholds, *ends, step="post", alpha=0.18, linewidth=0, color=color)
-
-    blocks = [
-        (f"Interquartile mean (IQM) of the last {metric}s, over the tasks that all algorithms here have; of "
-         "fewer than 4 it is their mean.", pd.DataFrame(rows)),
-        (f"IQM of the last {metric}s (seeds) with its interval", draw_rows("IQM", lines, looks)),
-        (f"Performance profile of the last {metric}s (seeds) with its interval",
-         draw(2.5, profile, xlabel=f"{metric} x", ylabel="share above x", ylim=(-0.02, 1.02))),
-    ]  # fmt: skip
-    rows = []
-    for x, y in itertools.combinations(scores, 2):
-        point, ends = estimate(stats.improvement, scores[x], scores[y])
-        rows.append({"algorithms": f"{x} over {y}", "seeds of each": f"{numbers[x]} against {numbers[y]}",
-                     "probability": f"{point:.2f}", "95 % interval": bounds(ends, 2)})  # fmt: skip
-    if rows:
-        caption = (
-            "Probability of improvement: that a seed of the first scores above one of the second, a tie "
-            "counting half, averaged over tasks."
-        )
-        blocks.append((caption, pd.DataFrame(rows)))
-    return blocks
-
-
+# --------------------------------------------------------------------------------------------------- output
 def fill(section: Section) -> None:
     """All there is to say about an experiment."""
-    seeds, blocks, looks = section.seeds, section.blocks, look_of(section.seeds["label"])
+    seeds, blocks, labels = section.seeds, section.blocks, [*section.seeds["label"].unique()]
     if seeds["last"].notna().any():
         caption = "Scores, mean ± std over seeds. †: not comparable to the papers'."
-        blocks += [(caption, score_table(section)), *score_pictures(section, looks)]
-        for metric in COMPARED:
+        blocks.append((caption, score_table(section)))
+        for task, of_task in seeds.dropna(subset="last").groupby("task", sort=False):
+            if any(len(curves(cell)) > 1 for _, cell in of_task.groupby("label")):
+                caption = (
+                    f"{task}: score over training, mean of the seeds (number) ± std; of one or two, each"
+                )
+                caption += "; dotted: the dataset's mean episode" * (dataset_score(task) is not None)
+                blocks.append((caption, draw_curves(of_task, labels)))
+        for metric in ("score", "Minari score"):  # a raw return has its task's own scale
             complete = complete_tasks(section, metric)
             if metric == "score" and complete["task"].nunique() > 1 and section.experiment.source:
                 caption = f"Last scores, and the paper's ({section.experiment.source})."
                 blocks.append((caption, paper_table(section, complete)))
             if len(complete):
-                blocks += aggregate_blocks(complete, metric, looks)
-        if not any(len(complete_tasks(section, metric)) for metric in COMPARED):
-            section.notes.append("No task has scores of all algorithms here, so there is no aggregate.")
+                caption = f"Interquartile mean (IQM) of the last {metric}s, over the tasks that all have."
+                blocks.append((caption, iqm_table(complete)))
     if len(seeds):
         caption = "Time and memory of a run, mean over runs; s per 1000 steps: of the last phase."
         blocks.append((caption, time_table(section)))
         rows = [{"task": x["task"].iloc[0], "algorithm": x["label"].iloc[0], "commit": run.commit,
-                 "seeds": ", ".join(map(str, x["seed"])), "command": command_of(run), "folder": str(run.path)}
+                 "seeds": ", ".join(map(str, x["seed"])), "command": run.command, "folder": str(run.path)}
                 for run, x in seeds.groupby("run", sort=False)]  # fmt: skip
         blocks.append(("Where the numbers come from.", pd.DataFrame(rows)))
-    if unfinished := [run for run in section.runs if not run.finished]:
-        rows = []
-        for run in unfinished:
-            planned = sum(x for name, x in run.config.items() if name.endswith("_steps"))
-            reached = max((line["step"] for line in run.lines), default=0)
-            rows.append({"task": run.config["env_id"], "script": run.config["script"],
-                         "seeds": ", ".join(map(str, run.seeds)), "last step": f"{reached} of {planned}",
-                         "folder": str(run.path)})  # fmt: skip
+    rows = [{"task": run.config["env_id"], "script": run.config["script"],
+             "seeds": ", ".join(map(str, run.seeds)), "folder": str(run.path),
+             "last step": f"{max((x['step'] for x in run.lines), default=0)} of {sum(run.phases)}"}
+            for run in section.runs if not run.finished]  # fmt: skip
+    if rows:
         blocks.append(("Unfinished runs, without result.json: in none of these numbers.", pd.DataFrame(rows)))
 
 
-# --------------------------------------------------------------------------------------------------- output
 def escape(text: str) -> str:
     """Text that Markdown shows as it is, inside a table too."""
     return str(text).replace("|", r"\|").replace("<", "&lt;").replace("\n", " ")
@@ -596,12 +428,12 @@ def write_markdown(sections: list[Section], output: Path, command: str) -> None:
     parts = ["# Runs", INTRODUCTION, f"Made by `{command}`."]
     for section in sections:
         notes = "\n".join(f"- {escape(note)}" for note in section.notes)
-        parts += [f"## {section.title}", section.question, notes]
+        parts += [f"## {section.experiment.title}", section.experiment.question, notes]
         for i, (caption, block) in enumerate(section.blocks):
             if isinstance(block, pd.DataFrame):
                 parts += [caption, markdown(block)]
             else:
-                file = pictures / f"{section.name}-{i}.svg"
+                file = pictures / f"{section.experiment.name}-{i}.svg"
                 file.write_text(block.replace("<svg ", '<svg style="background: white" ', 1))
                 parts.append(f"![{escape(caption)}](report/{file.name})")
     (output / "report.md").write_text("\n\n".join(filter(None, parts)) + "\n")
@@ -619,18 +451,17 @@ def write_html(sections: list[Section], output: Path, command: str) -> None:
 def readme_block(section: Section, command: str) -> str:
     """An experiment as the README shows it: a row for each algorithm."""
     rows = []
-    for (task, label), cell in section.seeds.groupby(["task", "label"], sort=False):
+    for (task, label), cell in section.cells():
         if dataset_score(task) is not None and not any(row["task"] == task for row in rows):
             rows.append({"task": task, "policy": "the dataset's mean episode",
                          "score, mean ± std over seeds": f"{dataset_score(task):.1f}"})  # fmt: skip
-        point, ends = estimate(stats.iqm, [cell["last"].to_numpy()])
         minutes = [run.config["train_seconds"] / 60 / len(run.seeds) for run in cell["run"]]
         rows.append({"task": task, "policy": label, "score, mean ± std over seeds": spread(cell["last"]),
-                     "IQM (95 % interval)": f"{point:.1f} ({bounds(ends, 1)})",
+                     "IQM (95 % interval)": "{} ({})".format(*iqm([cell["last"].to_numpy()])),
                      "each seed": ", ".join(f"{x:.0f}" for x in cell["last"]),
                      "training of a seed, min": f"{np.mean(minutes):.0f}"})  # fmt: skip
     runs = section.seeds["run"]
-    made = (f"{distinct(section.seeds.groupby(['task', 'label']).size())} seeds, "
+    made = (f"{distinct(section.cells().size())} seeds, "
             f"{distinct(run.config['eval_episodes'] for run in runs)} episodes for each, commit "
             f"{distinct(run.commit for run in runs)}; made by `{command}`.")  # fmt: skip
     return f"{markdown(pd.DataFrame(rows).fillna(''))}\n\n{made}"
@@ -642,37 +473,27 @@ def fail(message: str) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("runs", type=Path, help="folder that has run directories in it")
-    parser.add_argument(
-        "--output", type=Path, help="folder of report.md and report.html (default: the runs')"
-    )
+    parser.add_argument("--output", type=Path, help="folder of the report (default: the runs')")
     parser.add_argument("--readme", action="store_true", help="only print the table of one experiment")
     args = parser.parse_args(argv)
-    if not args.runs.is_dir():
-        fail(f"{args.runs} is not a folder; give one that has run directories in it, such as runs/")
     sections = collect(args.runs)
     if not sections:
-        fail(f"{args.runs} has no run in it (no config.json); make one, by benchmark.sweep.run or a script")
-    command = shlex.join(
-        ["python", "-m", "benchmark.sweep.report", *(sys.argv[1:] if argv is None else argv)]
-    )
+        fail(f"{args.runs} has no run in it (no config.json); give a folder that has, such as runs/")
+    words = ["python", "-m", "benchmark.sweep.report", *(sys.argv[1:] if argv is None else argv)]
     if args.readme:
         if len(sections) > 1 or not len(sections[0].seeds):
             fail(f"--readme is for finished runs of one experiment; {args.runs} has none, or others too")
-        print(readme_block(sections[0], command))
+        print(readme_block(sections[0], shlex.join(words)))
         return
     output = args.output or args.runs
     for section in sections:
         fill(section)
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        write_markdown(sections, output, command)
-        write_html(sections, output, command)
-    except OSError as error:
-        fail(f"cannot write to {output} ({error.strerror}); choose another --output")
+    output.mkdir(parents=True, exist_ok=True)
+    write_markdown(sections, output, shlex.join(words))
+    write_html(sections, output, shlex.join(words))
     print(f"wrote {output / 'report.md'} and {output / 'report.html'}")
 
 

@@ -2,7 +2,6 @@
 
     pip install -r benchmark/requirements.txt
     python -m benchmark.sweep.run --experiment local --dry-run      # its command lines, ready to be copied
-    python -m benchmark.sweep.run --experiment local --budget 0.25  # a quarter of all steps
     python -m benchmark.sweep.run --experiment table1 --seeds-per-run 5 --gpus-per-run 0.5
     python -m benchmark.sweep.run --experiment table1 --only walker2d  # runs with this in their path
 
@@ -17,10 +16,8 @@ A run has --cpus-per-run cores, as threads and as what Ray reserves, and --gpus-
 each, as many runs as cores, is the most work of a CPU. On a GPU try how many runs still add up to more steps
 per second (log.txt, metrics.jsonl).
 
-Without Ray, --shard i/n runs every n-th run from the i-th on, one after the other. As a Slurm job array:
-
-    #SBATCH --array=0-9 --gpus=1 --cpus-per-task=8
-    python -m benchmark.sweep.run --experiment table1 --shard $SLURM_ARRAY_TASK_ID/10
+Without Ray, --shard i/n runs every n-th run from the i-th on, one after the other, as in a Slurm job array
+(docs/sweeps.md).
 
 Directory of a run: {runs}/{task}/{script and flags}/seed-{first}, with the script's own files, command.txt
 (its command line) and log.txt (its output). log.txt is also its lock: a run's processes inherit the
@@ -32,31 +29,24 @@ import contextlib
 import ctypes
 import fcntl
 import json
-import math
 import os
 import shlex
 import signal
 import subprocess
 import sys
-import time
 import typing
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console, RenderableType
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress
+
+from benchmark.sweep.experiments import EXPERIMENTS, Experiment
 
 ROOT = Path(__file__).resolve().parents[2]
 FINAL = {2: "bad input", 3: "a loss is not finite"}  # exit codes of a script that would come again
-OURS = {
-    "--env-id",
-    "--seed",
-    "--num-seeds",
-    "--run-dir",
-    "--resume",
-    "--eval-only",
-}  # what says which run it is
+OURS = {"--env-id", "--seed", "--num-seeds", "--run-dir", "--resume", "--eval-only"}  # say which run it is
 
 
 def fail(message: str) -> typing.NoReturn:
@@ -91,11 +81,10 @@ def names_of(flags: Iterable[str]) -> set[str]:
     return {f"--{name.removeprefix('no-')}" for name in names}
 
 
-def runs_of(experiment, runs: Path, seeds: int | None, seeds_per_run: int, budget: float, flags: list[str]):
-    """All runs of an Experiment, as Run; seeds: of each setting, None as the experiment says. Exits with code
-    2 if a flag would make another experiment of it."""
-    from benchmark.sweep.experiments import scaled
-
+def runs_of(experiment: Experiment, runs: Path, seeds: int | None = None, seeds_per_run: int = 1,
+            flags: Iterable[str] = ()) -> Iterator[Run]:  # fmt: skip
+    """All runs of an experiment; seeds: of each setting, None as the experiment says. Exits with code 2 if a
+    flag would make another experiment of it."""
     seeds, given = seeds or experiment.seeds, names_of(flags)
     for setting in experiment.settings:
         if fixed := given & (OURS | names_of(setting.flags)):
@@ -106,7 +95,7 @@ def runs_of(experiment, runs: Path, seeds: int | None, seeds_per_run: int, budge
             directory = runs / setting.folder / f"seed-{first}"
             command = ["python", setting.script, "--env-id", setting.task, "--seed", str(first)]
             command += ["--num-seeds", str(count)] if count > 1 else []
-            command += [*scaled(setting, budget, but=given).flags, *flags, "--run-dir", shown_path(directory)]
+            command += [*setting.flags, *flags, "--run-dir", shown_path(directory)]
             yield Run(directory, tuple(command))
 
 
@@ -119,7 +108,7 @@ def check_commands(runs: list[Run]) -> None:
                  "the flags of then")  # fmt: skip
 
 
-def attempt(run: Run, threads: int | None = None) -> int:
+def attempt(run: Run, threads: int) -> int:
     """Trains a run from its last checkpoint on, if it has one; the exit code, 0 if it is done."""
     run.directory.mkdir(parents=True, exist_ok=True)
     with open(run.directory / "log.txt", "ab") as log:
@@ -130,7 +119,7 @@ def attempt(run: Run, threads: int | None = None) -> int:
         arguments = run.command[1:]
         if (run.directory / "config.json").exists():
             arguments = (run.command[1], "--resume", run.command[-1])
-        env = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
+        env = os.environ | {"OMP_NUM_THREADS": str(threads)}
         libc, death = ctypes.CDLL(None), 1  # PR_SET_PDEATHSIG: it dies with this process, were it by kill -9
         process = subprocess.Popen(
             [sys.executable, *arguments], cwd=ROOT, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
@@ -142,25 +131,32 @@ def attempt(run: Run, threads: int | None = None) -> int:
             process.kill()  # where it was interrupted: the last checkpoint is kept
 
 
+def train(run: Run, threads: int, attempts: int) -> str:
+    """What went wrong in the last of several attempts; "" if the run is done."""
+    for i in range(1, attempts + 1):
+        try:
+            code = attempt(run, threads)
+        except OSError as error:  # a full disk, no permission
+            problem = f"attempt {i}: {error}"
+            continue
+        if code == 0:
+            return ""
+        problem = f"attempt {i}: exit code {code}" + f" ({FINAL.get(code)})" * (code in FINAL)
+        if code in FINAL:
+            break
+    return problem
+
+
 # -------------------------------------------------------------------------------------------- what one sees
-def metrics(directory: Path) -> list[dict]:
-    """The lines of a run's metrics.jsonl, as far as they are whole; none if it has none yet."""
-    lines = []
-    with contextlib.suppress(OSError):
-        for line in (directory / "metrics.jsonl").read_bytes().splitlines():
-            with contextlib.suppress(ValueError):  # one that is being written, or that a crash left broken
-                lines.append(json.loads(line))
-    return lines
-
-
 def fraction(run: Run) -> float:
     """The share of a run's steps that it has done."""
     if run.done():
         return 1.0
-    with contextlib.suppress(OSError, ValueError, IndexError):
+    with contextlib.suppress(OSError, ValueError, IndexError):  # none yet, or a line that is being written
         config = json.loads((run.directory / "config.json").read_text())
         steps = sum(value for name, value in config.items() if name.endswith("_steps"))
-        return metrics(run.directory)[-1]["step"] / steps
+        lines = (run.directory / "metrics.jsonl").read_text().rpartition("\n")[0]
+        return json.loads(lines.splitlines()[-1])["step"] / steps
     return 0.0
 
 
@@ -180,102 +176,53 @@ def last_lines(run: Run, count: int) -> str:
 
 
 class View(Progress):
-    """A line for what happens to a run; in a terminal, bars of the sweep and of what is running below."""
+    """In a terminal bars of the sweep and of each run that is training, below the lines that are printed."""
 
     def __init__(self, runs: list[Run]):
         console = Console(soft_wrap=True, markup=False, highlight=False, emoji=False)
-        name, percent = TextColumn("{task.description}"), TextColumn("{task.percentage:.0f}%")
-        columns = name, BarColumn(), percent, TimeElapsedColumn(), TimeRemainingColumn()
-        self.runs, self.bar_of, self.read_at = runs, {}, math.inf  # not before all is there
-        super().__init__(*columns, console=console, disable=not console.is_terminal, refresh_per_second=1,
+        super().__init__(console=console, disable=not console.is_terminal, refresh_per_second=0.2,
                          speed_estimate_period=3600)  # fmt: skip
-        self.all = self.add_task(f"{len(runs)} runs", total=len(runs), completed=sum(map(fraction, runs)))
-        self.read_at = 0.0
+        done = sum(map(fraction, runs))
+        self.add_task(f"{len(runs)} runs", total=len(runs), completed=done, runs=runs)
+        for run in runs:
+            self.add_task(shown_path(run.directory), total=1, visible=False, runs=[run])
 
     def get_renderables(self) -> Iterable[RenderableType]:
-        """Called at every refresh; looks how the runs stand every ten seconds."""
-        if time.monotonic() - self.read_at > 10:
-            self.read_at, done = time.monotonic(), {run: fraction(run) for run in self.runs}
-            self.update(self.all, completed=sum(done.values()))
-            for run, share in done.items():
-                if 0 < share < 1 and run not in self.bar_of:
-                    self.bar_of[run] = self.add_task(shown_path(run.directory), total=1)
-                if run in self.bar_of:
-                    self.update(self.bar_of[run], completed=share, visible=share < 1)
+        """Called at every refresh."""
+        for task in self.tasks:
+            done = sum(map(fraction, task.fields["runs"]))
+            self.update(task.id, completed=done, visible=task.id == 0 or 0 < done < 1)
         return super().get_renderables()
 
 
-def described(problem: int | str) -> str:
-    reason = f" ({FINAL[problem]})" if problem in FINAL else ""
-    return f"exit code {problem}{reason}" if isinstance(problem, int) else problem
-
-
-def train(runs: list[Run], attempts: int, start: Callable, ends: Callable, view: View) -> list[Run]:
-    """Trains all runs; returns those that failed. start(run) begins an attempt; ends(), an iterator, waits
-    for one and gives (run, exit code or what else went wrong) until none is left."""
-    left = dict.fromkeys(runs, attempts)
-    failed = []
-    for run in runs:
-        start(run)
-    for run, problem in ends():
-        left[run] -= 1
-        if problem == 0:
-            view.console.print(f"done: {shown_path(run.directory)}, {last_score(run)}")
-            continue
-        again = left[run] > 0 and problem not in FINAL
-        view.console.print(f"{'again' if again else 'failed'}: {shown_path(run.directory)}, attempt "
-                           f"{attempts - left[run]}: {described(problem)}{last_lines(run, 3)}")  # fmt: skip
-        start(run) if again else failed.append(run)
-    return failed
-
-
 # --------------------------------------------------------------------------------------------------- engines
-def train_here(runs: list[Run], args: argparse.Namespace, view: View) -> list[Run]:
-    """One run after the other."""
-    queue: list[Run] = []
-
-    def ends() -> Iterator[tuple[Run, int | str]]:
-        while queue:
-            run = queue.pop(0)
-            try:
-                yield run, attempt(run, args.cpus_per_run)
-            except OSError as error:  # a full disk, no permission
-                yield run, str(error)
-
-    return train(runs, args.attempts, lambda run: queue.append(run), ends, view)
+def train_here(runs: list[Run], args: argparse.Namespace) -> Iterator[tuple[Run, str]]:
+    """One run after the other; each when it has ended, with what went wrong."""
+    for run in runs:
+        yield run, train(run, args.cpus_per_run, args.attempts)
 
 
-def train_with_ray(runs: list[Run], args: argparse.Namespace, view: View) -> list[Run]:
+def train_with_ray(runs: list[Run], args: argparse.Namespace) -> Iterator[tuple[Run, str]]:
     """All runs on the machines of a Ray cluster, as many at once as these have room for."""
     import ray
 
     gpus = args.gpus_per_run
     if gpus is None:
         gpus = 1 if ray.cluster_resources().get("GPU") else 0
-    room = any(node["Alive"] and node["Resources"].get("CPU", 0) >= args.cpus_per_run
-               and node["Resources"].get("GPU", 0) >= gpus for node in ray.nodes())  # fmt: skip
-    if not room:
+    needed = {"CPU": args.cpus_per_run, "GPU": gpus}
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if not any(all(machine.get(x, 0) >= n for x, n in needed.items()) for machine in machines):
         fail(f"no machine of the Ray cluster has --cpus-per-run {args.cpus_per_run} and --gpus-per-run "
              f"{gpus:g}; `ray status` shows them")  # fmt: skip
-    remote = ray.remote(max_retries=0, num_cpus=args.cpus_per_run, num_gpus=gpus)(attempt)  # train() retries
-    pending = {}
-
-    def start(run: Run) -> None:
-        pending[remote.remote(run, args.cpus_per_run)] = run
-
-    def ends() -> Iterator[tuple[Run, int | str]]:
-        while pending:
-            for task in ray.wait(list(pending), timeout=1)[0]:
-                run = pending.pop(task)
-                try:
-                    problem = ray.get(task)
-                except ray.exceptions.RayTaskError as error:  # attempt() itself: a full disk, no permission
-                    problem = str(error.cause)
-                except ray.exceptions.RayError as error:  # its process, or its machine, is gone
-                    problem = f"its worker died ({type(error).__name__})"
-                yield run, problem
-
-    return train(runs, args.attempts, start, ends, view)
+    remote = ray.remote(max_retries=args.attempts - 1, num_cpus=args.cpus_per_run, num_gpus=gpus)(train)
+    pending = {remote.remote(run, args.cpus_per_run, args.attempts): run for run in runs}
+    while pending:
+        for task in ray.wait(list(pending), timeout=1)[0]:
+            try:
+                problem = ray.get(task)
+            except ray.exceptions.RayError as error:  # its process, or its machine, is gone
+                problem = f"its worker died ({type(error).__name__})"
+            yield pending.pop(task), problem
 
 
 def start_ray(address: str | None) -> None:
@@ -297,12 +244,10 @@ def start_ray(address: str | None) -> None:
 
 # ------------------------------------------------------------------------------------------------------ main
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    from benchmark.sweep.experiments import EXPERIMENTS
-
-    def positive(text: str, kind: Callable = int):
-        if not kind(text) > 0:
+    def positive(text: str) -> int:
+        if not int(text) > 0:
             raise ValueError
-        return kind(text)
+        return int(text)
 
     def shard(text: str) -> tuple[int, int]:
         i, n = map(int, text.split("/"))
@@ -311,15 +256,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         return i, n
 
     names = "".join(f"\n  {name:15} {x.title}. {x.question}" for name, x in EXPERIMENTS.items())
-    parser = argparse.ArgumentParser(
-        description=f"{__doc__}\nexperiments:{names}", formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=f"{__doc__}\nexperiments:{names}", formatter_class=raw)
     parser.error = fail
     add = parser.add_argument
     add("--experiment", nargs="+", required=True, choices=EXPERIMENTS, metavar="NAME", help="see above")
     add("--dry-run", action="store_true", help="print the command lines, run nothing")
-    add("--runs", type=Path, help="directory of the runs (default: runs, reduced ones runs/budget-N)")
-    add("--budget", type=lambda x: positive(x, float), default=1.0, help="factor of all step counts")
+    add("--runs", type=Path, default=ROOT / "runs", help="directory of the runs (default: runs)")
     add("--seeds", type=positive, help="training seeds of each setting (default: the experiment's, mostly 5)")
     add("--seeds-per-run", type=positive, default=1, help="seeds that train together in one process")
     add("--only", nargs="+", default=[], metavar="TEXT", help="runs with one of these in their path")
@@ -338,11 +281,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """The exit code: 0, 1 if runs failed, 130 if interrupted."""
     args = parse(argv)
-    from benchmark.sweep.experiments import EXPERIMENTS
-
-    default = ROOT / "runs" if args.budget == 1 else ROOT / "runs" / f"budget-{args.budget:g}"
-    directory = (args.runs or default).resolve()
-    settings = args.seeds, args.seeds_per_run, args.budget, args.flags
+    directory, settings = args.runs.resolve(), (args.seeds, args.seeds_per_run, args.flags)
     planned = [run for name in args.experiment for run in runs_of(EXPERIMENTS[name], directory, *settings)]
     by_path = {str(run.directory.relative_to(directory)): run for run in planned}  # those in common once
     chosen = [x for path, x in by_path.items() if not args.only or any(text in path for text in args.only)]
@@ -359,18 +298,20 @@ def main(argv: list[str] | None = None) -> int:
     print(f"{len(chosen)} runs in {shown_path(directory)}, {len(missing)} to train", flush=True)
     for number in (signal.SIGINT, signal.SIGTERM):  # also in the background of a shell, and from Slurm
         signal.signal(number, signal.default_int_handler)
-    failed, view = [], View(chosen)
+    failed = []
     try:
         if missing and not args.shard:
             start_ray(args.address)
-        with view:
-            if missing:
-                failed = (train_here if args.shard else train_with_ray)(missing, args, view)
+        with View(chosen) as view:
+            ended = (train_here if args.shard else train_with_ray)(missing, args) if missing else ()
+            for run, problem in ended:
+                if problem:
+                    failed.append(run)
+                how = problem + last_lines(run, 3) if problem else last_score(run)
+                view.console.print(f"{'failed' if problem else 'done'}: {shown_path(run.directory)}, {how}")
     except KeyboardInterrupt:
-        command = shlex.join(
-            ["python", "-m", "benchmark.sweep.run", *(sys.argv[1:] if argv is None else argv)]
-        )
-        print(f"interrupted; to go on from the last checkpoints: {command}", file=sys.stderr)
+        words = ["python", "-m", "benchmark.sweep.run", *(sys.argv[1:] if argv is None else argv)]
+        print(f"interrupted; to go on from the last checkpoints: {shlex.join(words)}", file=sys.stderr)
         return 130
     finally:
         if ray := sys.modules.get("ray"):

@@ -18,26 +18,11 @@ def iqm(scores: Scores) -> np.ndarray:
     return pooled[..., cut : pooled.shape[-1] - cut].mean(axis=-1)
 
 
-def profile(scores: Scores, thresholds: np.ndarray) -> np.ndarray:
-    """The performance profile: the share of all tasks' scores above each threshold; [..., threshold]."""
-    pooled = np.concatenate(scores, axis=-1)
-    return np.stack([(pooled > x).mean(axis=-1) for x in thresholds], axis=-1)
-
-
-def improvement(x: Scores, y: Scores) -> np.ndarray:
-    """P(X > Y), a tie counted half, over all pairs of seeds; averaged over tasks, which x and y share."""
-    of_tasks = []
-    for a, b in zip(x, y, strict=True):
-        a, b = a[..., :, None], b[..., None, :]
-        of_tasks.append(((a > b) + 0.5 * (a == b)).mean(axis=(-2, -1)))
-    return np.mean(of_tasks, axis=0)
-
-
 def resample(scores: Scores, rng: np.random.Generator, n: int = RESAMPLES) -> Scores:
     """n bootstrap samples, stratified: each task's seeds are drawn anew from that task's; [n, seed] each."""
     return [x[rng.integers(len(x), size=(n, len(x)))] for x in scores]
 
 
 def interval(samples: np.ndarray, level: float = 0.95) -> np.ndarray:
-    """The percentile interval, [2, ...], of a statistic with the bootstrap values [n, ...]."""
+    """The percentile interval, [2], of a statistic with the bootstrap values [n]."""
     return np.percentile(samples, [50 * (1 - level), 50 * (1 + level)], axis=0)

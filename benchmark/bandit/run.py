@@ -1,7 +1,7 @@
 """The 2D bandits of DTQL (arXiv 2405.19690) and SRPO (arXiv 2310.07297), as pictures and as numbers.
 
-python -m benchmark.bandit                               # every panel, on one core
-python -m benchmark.bandit --panels theorem1 far         # these alone
+python -m benchmark.bandit.run                               # every panel, on one core
+python -m benchmark.bandit.run --panels theorem1 far         # these alone
 """
 
 import json
@@ -21,14 +21,14 @@ from .toy import save_picture
 
 ROOT = Path(__file__).resolve().parents[2]
 PANELS = dtql_panels.PANELS | srpo_panels.PANELS
-PICTURES = {"columns": [*dtql_panels.COLUMNS], "overview": ["near", "swiss_far"]}  # of several panels
+OVERVIEW = "near", "swiss_far"  # panels of the README's picture
 
 
 @dataclass
 class Args:
     panels: tuple[str, ...] = tuple(PANELS)  # names of the panels to make
     seeds: int = 3  # how many; they train together
-    out: Path = ROOT / "benchmark/results"  # bandit.json, the panels made beside the others, and bandit/*.png
+    out: Path = ROOT / "benchmark/results/bandit"  # bandit.json, the panels made beside the others, and *.png
 
 
 def verdict(seen: list[bool]) -> str:
@@ -83,16 +83,15 @@ def main() -> None:
         start = time.process_time()
         results[name] = PANELS[name].run(args.seeds)
         entry = report(name, results[name], args.seeds, commit, time.process_time() - start)
-        save_picture(PANELS[name].draw(results[name]), args.out / "bandit" / f"{name}.png")
+        save_picture(PANELS[name].draw(results[name]), args.out / f"{name}.png")
         panels = (json.loads(path.read_text()) if path.exists() else {}) | {name: entry}
         panels = {name: panels[name] for name in PANELS if name in panels}
         path.write_text(json.dumps(panels, indent=1) + "\n")
         for claim in entry["claims"]:
             tqdm.write(f"{name}: {claim['claim']}: {claim['seen']}")
-    for picture, names in PICTURES.items():
-        if results.keys() >= set(names):
-            rows = [(*dtql_panels.COLUMNS[name], results[name]) for name in names]
-            save_picture(dtql_panels.draw_policies(rows), args.out / "bandit" / f"{picture}.png")
+    if results.keys() >= set(OVERVIEW):
+        rows = [(*dtql_panels.COLUMNS[name], results[name]) for name in OVERVIEW]
+        save_picture(dtql_panels.draw_policies(rows), args.out / "overview.png")
     print(table(json.loads(path.read_text())))
     print(f"wrote {path} and its pictures")
 

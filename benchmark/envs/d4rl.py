@@ -1,22 +1,12 @@
 """The evaluation environments of D4RL's AntMaze, Adroit and Kitchen tasks, without d4rl and mujoco_py.
 
-Importing this module registers them under D4RL's names. Gymnasium imports it by itself in
+`import benchmark.envs` registers them under D4RL's names, and Gymnasium does that by itself in
 
-    gymnasium.make("benchmark.d4rl_envs:antmaze-umaze-v2")
+    gymnasium.make("benchmark.envs:antmaze-umaze-v2")
 
-and `python -m benchmark.d4rl_envs` lists every D4RL name that the scripts know. Adroit and Kitchen need
-gymnasium-robotics 1.4.2 (benchmark/requirements.txt), AntMaze does not. MuJoCo has to be older than 3.5,
-which changed contact margins, and with them every ant that touches something.
-
-| ids | steps | an episode ends when | obs | action | reward of a step | scores 0, 100 |
-|---|---|---|---|---|---|---|
-| antmaze-umaze{,-diverse}-{v0,v2} | 700 | the goal is reached | 29 | 8 | 1 at the goal, else 0 | 0, 1 |
-| antmaze-{medium,large}-{play,diverse}-{v0,v2} | 1000 | the same | 29 | 8 | the same | 0, 1 |
-| pen-{human,cloned,expert}-v1 | 100 | the pen is dropped | 45 | 24 | dense | 96.26, 3076.83 |
-| hammer-{human,cloned,expert}-v1 | 200 | never | 46 | 26 | dense | -274.86, 12794.13 |
-| door-{human,cloned,expert}-v1 | 200 | never | 39 | 28 | dense | -56.51, 2880.57 |
-| relocate-{human,cloned,expert}-v1 | 200 | never | 39 | 30 | dense | -6.43, 4233.88 |
-| kitchen-{complete,partial,mixed}-v0 | 280 | all 4 tasks are done | 60 | 9 | tasks it completes | 0, 4 |
+docs/evaluation.md lists names, sizes, horizons and ends. Adroit and Kitchen need gymnasium-robotics 1.4.2
+(benchmark/requirements.txt), AntMaze does not. MuJoCo has to be older than 3.5, which changed contact
+margins, and with them every ant that touches something.
 
 Observations are float64 vectors; actions lie in [-1, 1]. The last word before the version names data, not a
 task: play and diverse are one environment, so are human, cloned and expert, and complete and partial; mixed
@@ -30,10 +20,14 @@ engine of its time, MuJoCo 2.1.0; docs/physics.md compares them. What differs:
 - The kettle on its hob: MuJoCo before 3.4.0 took half of a contact's depth between two boxes.
 """
 
+import itertools
+
 import gymnasium as gym
 import mujoco
 import numpy as np
 from gymnasium.envs.mujoco import MujocoEnv
+
+from dtql_gaussian import with_d4rl_masses
 
 # D4RL's U_MAZE_TEST, BIG_MAZE_TEST and HARDEST_MAZE_TEST (locomotion/maze_env.py). Columns run along x, rows
 # along y; # is a wall, S the cell of the start, whose centre is the origin, G that of the goal.
@@ -72,22 +66,6 @@ KITCHEN_TASKS = {
     "partial": ("microwave", "kettle", "light switch", "slide cabinet"),
     "mixed": ("microwave", "kettle", "bottom burner", "light switch"),
 }
-
-
-def with_d4rl_masses(env: gym.Env) -> gym.Env:
-    """The same MuJoCo environment with D4RL's masses in kg: Hopper 15.265, not 15.820, for one. MuJoCo before
-    2.1.1 took a capsule's mass and inertia from a cylinder of its radius r, longer by r."""
-    spec, model = mujoco.MjSpec.from_file(env.unwrapped.fullpath), env.unwrapped.model
-    for geom in spec.geoms:
-        if geom.type == mujoco.mjtGeom.mjGEOM_CAPSULE:
-            geom.type, axis = mujoco.mjtGeom.mjGEOM_CYLINDER, geom.fromto[3:] - geom.fromto[:3]
-            geom.fromto += geom.size[0] / 2 * np.concatenate([-axis, axis]) / np.linalg.norm(axis)
-            geom.size[1] += geom.size[0] / 2  # half the length, if the line above had no ends to move (NaN)
-    cylinders = spec.compile()
-    for field in ("body_mass", "body_inertia", "body_ipos", "body_iquat"):
-        getattr(model, field)[:] = getattr(cylinders, field)
-    mujoco.mj_setConst(model, mujoco.MjData(model))  # what MuJoCo derives from these
-    return env
 
 
 def cell_centers(maze: str, kind: str) -> np.ndarray:
@@ -307,70 +285,29 @@ class Kitchen(gym.Wrapper, gym.utils.RecordConstructorArgs):
         return obs, float(len(done)), not self.tasks_to_complete, truncated, info
 
 
-def register() -> None:
-    robotics = "gymnasium_robotics.envs"  # by name: it is imported when one of its environments is made
-    for maze, steps, kinds in (
-        ("umaze", 700, ("umaze", "umaze-diverse")),
-        ("medium", 1000, ("medium-play", "medium-diverse")),
-        ("large", 1000, ("large-play", "large-diverse")),
-    ):
-        for kind in kinds:
-            for version, redraw_goal in (("v0", False), ("v2", True)):
-                gym.register(
-                    f"antmaze-{kind}-{version}",
-                    f"{__name__}:AntMaze",
-                    max_episode_steps=steps,
-                    kwargs={"maze": maze, "redraw_goal": redraw_goal},
-                )
-    for task, steps, options in (
-        ("pen", 100, {"camera_name": "fixed"}),  # from behind the hand, close
-        ("hammer", 200, {}),
-        ("door", 200, {}),
-        ("relocate", 200, {}),
-    ):
-        for data in ("human", "cloned", "expert"):
-            gym.register(
-                f"{task}-{data}-v1",
-                f"{robotics}.adroit_hand.adroit_{task}:AdroitHand{task.capitalize()}Env",
-                max_episode_steps=steps,
-                additional_wrappers=(Adroit.wrapper_spec(task=task),),
-                kwargs={"reward_type": "dense"} | options,
-            )
-    for data, tasks in KITCHEN_TASKS.items():
+for kind in ("umaze", "umaze-diverse", "medium-play", "medium-diverse", "large-play", "large-diverse"):
+    maze, steps = kind.partition("-")[0], 700 if kind.startswith("umaze") else 1000
+    for version, redraw_goal in (("v0", False), ("v2", True)):
         gym.register(
-            f"kitchen-{data}-v0",
-            f"{robotics}.franka_kitchen:KitchenEnv",
-            max_episode_steps=280,
-            disable_env_checker=True,  # it objects to arrays in the observations below; the vector is a copy
-            additional_wrappers=(Kitchen.wrapper_spec(),),
-            kwargs={
-                "tasks_to_complete": list(tasks),
-                "terminate_on_tasks_completed": False,  # both are the wrapper's business
-                "remove_task_when_completed": False,
-                "robot_noise_ratio": 0.1,
-                "object_noise_ratio": 0.0,
-            },
-        )
-
-
-def main() -> None:
-    """Every D4RL name that the scripts know, as a table in Markdown."""
-    import dtql_gaussian as script  # its dataset section is that of all four scripts
-
-    print("| name | steps | obs | action | environment | data file |\n|---|---|---|---|---|---|")
-    for name, file in script.D4RL_FILES.items():
-        env = script.load_task(name).make_env()
-        (obs_dim,), (action_dim,) = env.observation_space.shape, env.action_space.shape
-        steps = env.spec.max_episode_steps
-        wrappers = [x.name for x in env.spec.additional_wrappers if x.name != "RescaleAction"]
-        source = " in ".join([env.spec.entry_point, *wrappers])
-        print(f"| {name} | {steps} | {obs_dim} | {action_dim} | {source} | {file} |")
-        env.close()
-    print("\nA data file is looked for in $D4RL_DATASET_DIR (default ~/.d4rl/datasets), without its folder,")
-    print(f"then downloaded from the first of $D4RL_MIRRORS that has it (default {script.D4RL_MIRRORS}).")
-
-
-if __name__ == "__main__":
-    main()  # which imports this module by its name, as anyone does
-else:
-    register()
+            f"antmaze-{kind}-{version}", f"{__name__}:AntMaze", max_episode_steps=steps,
+            kwargs={"maze": maze, "redraw_goal": redraw_goal},
+        )  # fmt: skip
+# gymnasium_robotics is imported when one of its environments is made.
+for task, data in itertools.product(("pen", "hammer", "door", "relocate"), ("human", "cloned", "expert")):
+    camera = {"camera_name": "fixed"} if task == "pen" else {}  # from behind the hand, close
+    gym.register(
+        f"{task}-{data}-v1",
+        f"gymnasium_robotics.envs.adroit_hand.adroit_{task}:AdroitHand{task.capitalize()}Env",
+        max_episode_steps=100 if task == "pen" else 200,
+        additional_wrappers=(Adroit.wrapper_spec(task=task),),
+        kwargs={"reward_type": "dense"} | camera,
+    )  # fmt: skip
+for data, tasks in KITCHEN_TASKS.items():
+    gym.register(
+        f"kitchen-{data}-v0", "gymnasium_robotics.envs.franka_kitchen:KitchenEnv", max_episode_steps=280,
+        disable_env_checker=True,  # it objects to arrays in the observations below; the vector is a copy
+        additional_wrappers=(Kitchen.wrapper_spec(),),
+        kwargs={"tasks_to_complete": list(tasks), "robot_noise_ratio": 0.1, "object_noise_ratio": 0.0,
+                # both are the wrapper's business
+                "terminate_on_tasks_completed": False, "remove_task_when_completed": False},
+    )  # fmt: skip

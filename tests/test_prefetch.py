@@ -1,4 +1,4 @@
-"""benchmark/d4rl_data.py: fetching ahead from a server on this machine, the check of size and SHA-256."""
+"""benchmark/data/prefetch.py: fetching ahead from a server on this machine, the check of size and SHA-256."""
 
 import hashlib
 import sys
@@ -10,10 +10,10 @@ import pytest
 from helpers import ROOT, write_d4rl
 
 sys.path.insert(0, str(ROOT))
-from benchmark import d4rl_data  # noqa: E402
+from benchmark.data import prefetch  # noqa: E402
 
 NAMES = ["hopper-medium-v2", "walker2d-medium-v2", "pen-human-v1"]
-FILES = d4rl_data.script.D4RL_FILES
+FILES = prefetch.script.D4RL_FILES
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def mirror(tmp_path, monkeypatch):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("D4RL_MIRRORS", f"http://127.0.0.1:{server.server_port}")
     monkeypatch.setenv("D4RL_DATASET_DIR", str(tmp_path / "d4rl"))
-    monkeypatch.setattr(d4rl_data, "CHECKSUMS", checksums)
+    monkeypatch.setattr(prefetch, "CHECKSUMS", checksums)
     yield tmp_path / "mirror"
     server.shutdown()
     server.server_close()
@@ -40,9 +40,9 @@ def mirror(tmp_path, monkeypatch):
 
 def run(monkeypatch, capsys, *arguments: str) -> tuple[int, str]:
     """(exit status, what was printed)."""
-    monkeypatch.setattr(sys, "argv", ["d4rl_data", *arguments])
+    monkeypatch.setattr(sys, "argv", ["prefetch", *arguments])
     with pytest.raises(SystemExit) as end:
-        d4rl_data.main()
+        prefetch.main()
     return int(end.value.code), "".join(capsys.readouterr())
 
 
@@ -83,16 +83,16 @@ def test_names_are_known_ones_and_some_are_needed(monkeypatch, capsys):
 
 def test_table1_and_all(monkeypatch, capsys, tmp_path):
     asked = []
-    monkeypatch.setattr(d4rl_data, "CHECKSUMS", {})
-    monkeypatch.setattr(d4rl_data.script, "load_d4rl", lambda name: asked.append(name) or (tmp_path,))
+    monkeypatch.setattr(prefetch, "CHECKSUMS", {})
+    monkeypatch.setattr(prefetch.script, "load_d4rl", lambda name: asked.append(name) or (tmp_path,))
     assert run(monkeypatch, capsys, "--table1")[0] == 0 and len(asked) == len(set(asked)) == 20
     asked.clear()
     assert run(monkeypatch, capsys, "--all")[0] == 0 and asked == list(FILES)
 
 
 def test_the_checksums_are_of_files_that_the_scripts_know():
-    known = d4rl_data.CHECKSUMS
+    known = prefetch.CHECKSUMS
     assert all(len(sha256) == 64 and size > 1e6 for size, sha256 in known.values())
-    tasks = {row["task"] for row in d4rl_data.read_csv("table4_hyperparameters.csv")}
+    tasks = {row["task"] for row in prefetch.read("table4_hyperparameters.csv")}
     missing = {name for name in tasks if FILES[name] not in known}
     assert missing == {"antmaze-medium-play-v2", *(name for name in tasks if name.startswith("kitchen"))}

@@ -1,8 +1,8 @@
 """Fetches and checks D4RL's data files ahead of time, for machines without a network.
 
-    python -m benchmark.d4rl_data hopper-medium-v2 antmaze-umaze-v0
-    python -m benchmark.d4rl_data --table1    # the 20 tasks of the paper's Table 1
-    python -m benchmark.d4rl_data --all
+    python -m benchmark.data.prefetch hopper-medium-v2 antmaze-umaze-v0
+    python -m benchmark.data.prefetch --table1    # the 20 tasks of the paper's Table 1
+    python -m benchmark.data.prefetch --all
 
 Files lie in $D4RL_DATASET_DIR (default ~/.d4rl/datasets), where the scripts look for them; those that are
 there already are only checked. benchmark/paper/d4rl_sha256.csv has the size and the SHA-256 of D4RL's own
@@ -10,64 +10,50 @@ files, as far as they are known; the exit status is 1 if a file is another one o
 """
 
 import argparse
-import csv
 import hashlib
 import sys
 from pathlib import Path
 
 import dtql_gaussian as script  # its dataset section is that of all four scripts
+from benchmark.sweep.experiments import read
 
-PAPER = Path(__file__).resolve().parent / "paper"
-
-
-def read_csv(name: str) -> list[dict]:
-    with open(PAPER / name, newline="") as file:
-        return list(csv.DictReader(file))
+CHECKSUMS = {row["path"]: (int(row["bytes"]), row["sha256"]) for row in read("d4rl_sha256.csv")}
 
 
-CHECKSUMS = {row["path"]: (int(row["bytes"]), row["sha256"]) for row in read_csv("d4rl_sha256.csv")}
-
-
-def check(path: str, file: Path) -> str | None:
-    """What is wrong with this file, whose path below a mirror is given; None if it is D4RL's."""
+def check(path: str, file: Path) -> str:
+    """What is known of the file of this path below a mirror; ValueError if it is not D4RL's."""
+    if path not in CHECKSUMS:
+        return "no checksum known"
     size, sha256 = CHECKSUMS[path]
     if file.stat().st_size != size:
-        return f"has {file.stat().st_size:,} bytes, D4RL's has {size:,}"
+        raise ValueError(f"{file} has {file.stat().st_size:,} bytes, D4RL's has {size:,}")
     with open(file, "rb") as opened:
         if hashlib.file_digest(opened, "sha256").hexdigest() != sha256:
-            return "has the size of D4RL's, but another SHA-256"
-    return None
+            raise ValueError(f"{file} has the size of D4RL's, but another SHA-256")
+    return "D4RL's own"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("names", nargs="*", metavar="NAME", help="D4RL's, e.g. hopper-medium-v2")
     parser.add_argument("--all", action="store_true", help="every D4RL name that the scripts know")
     parser.add_argument("--table1", action="store_true", help="the tasks of the paper's Table 1")
     args = parser.parse_args()
     names = list(script.D4RL_FILES) if args.all else list(args.names)
     if args.table1:  # which has rows of averages, too
-        names += [row["task"] for row in read_csv("table1_d4rl.csv") if not row["task"].endswith("Average")]
+        names += [row["task"] for row in read("table1_d4rl.csv") if not row["task"].endswith("Average")]
     unknown = [name for name in names if name not in script.D4RL_FILES]
     if not names or unknown:
         parser.error(f"unknown: {' '.join(unknown)}" if unknown else "give a NAME, --table1 or --all")
     failed = 0
     for name in dict.fromkeys(names):
-        path = script.D4RL_FILES[name]
         try:
             file, *_ = script.load_d4rl(name)
-        except (script.InputError, OSError) as error:  # the next file may be had
+            print(f"{name}: {check(script.D4RL_FILES[name], file)}")
+        except (script.InputError, OSError, ValueError) as error:  # the next file may be had
             print(f"{name}: {error}", file=sys.stderr)
             failed += 1
-            continue
-        wrong = check(path, file) if path in CHECKSUMS else None
-        result = (
-            "no checksum known" if path not in CHECKSUMS else f"{file} {wrong}" if wrong else "D4RL's own"
-        )
-        print(f"{name}: {result}")
-        failed += wrong is not None
     sys.exit(failed > 0)
 
 

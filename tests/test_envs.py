@@ -1,4 +1,4 @@
-"""benchmark/d4rl_envs.py against D4RL's AntMaze, Adroit and Kitchen: figures, each with its source in D4RL.
+"""benchmark/envs/d4rl.py against D4RL's AntMaze, Adroit and Kitchen: figures, each with its source in D4RL.
 
 test_physics.py compares masses and steps with the engine of D4RL's time."""
 
@@ -17,7 +17,7 @@ from helpers import ROOT, SCRIPTS, load_script, write_d4rl
 from scipy import stats
 
 sys.path.insert(0, str(ROOT))
-from benchmark import d4rl_envs  # noqa: E402
+from benchmark.envs import d4rl  # noqa: E402
 
 MAZE_OF = {  # D4RL's locomotion/__init__.py
     "umaze": "umaze", "umaze-diverse": "umaze", "medium-play": "medium", "medium-diverse": "medium",
@@ -54,7 +54,7 @@ GOAL_CELLS = {"umaze": (0, 8), "medium": (20, 20), "large": (32, 24)}  # x, y of
 def make(name: str, **kwargs) -> gym.Env:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # "antmaze-umaze-v0 is out of date"
-        return gym.make(f"benchmark.d4rl_envs:{name}", disable_env_checker=True, **kwargs)
+        return gym.make(f"benchmark.envs:{name}", disable_env_checker=True, **kwargs)
 
 
 def horizon(name: str) -> int:
@@ -130,23 +130,6 @@ def test_an_episode_depends_on_its_seed_alone(name):
     first = episode(used, 1)
     assert first == episode(new, 1)
     assert first[0][0] != new.reset(seed=2)[0].tolist()
-
-
-def test_the_command_lists_every_name_with_horizon_sizes_environment_and_file(capsys):
-    d4rl_envs.main()
-    lines = capsys.readouterr().out.splitlines()
-    rows = {
-        row[0]: row[1:] for row in (line.strip("| ").split(" | ") for line in lines if line.startswith("| "))
-    }
-    assert set(rows) - {"name"} == set(load_script(SCRIPTS[0]).D4RL_FILES)
-    path = "ant_maze_v2/Ant_maze_hardest-maze_noisy_multistart_True_multigoal_False_sparse_fixed.hdf5"
-    assert rows["antmaze-large-play-v2"] == ["1000", "29", "8", "benchmark.d4rl_envs:AntMaze", path]
-    assert rows["antmaze-umaze-v0"][:3] == ["700", "29", "8"]
-    assert rows["pen-human-v1"][:3] == ["100", "45", "24"]
-    assert rows["pen-human-v1"][3].endswith("AdroitHandPenEnv in Adroit")
-    assert rows["kitchen-mixed-v0"][:3] == ["280", "60", "9"]
-    assert rows["hopper-medium-v2"][:3] == ["1000", "11", "3"]
-    assert "http://rail.eecs.berkeley.edu/datasets/offline_rl" in lines[-1]
 
 
 @pytest.mark.parametrize("name", load_script(SCRIPTS[0]).TASKS)
@@ -407,7 +390,7 @@ def test_the_episode_ends_below_a_height_of_75_millimetres():
     """pen_v0.py: `if obj_pos[2] < 0.075: reward -= 5; done = True`."""
     heights = Heights(0.2, 0.075, np.nextafter(0.075, 0), -1)
     heights.model = make("pen-human-v1").unwrapped.model
-    env = d4rl_envs.Adroit(heights, "pen")
+    env = d4rl.Adroit(heights, "pen")
     assert [env.step(None)[1:4] for _ in range(4)] == [
         (2.5, end, False) for end in (False, False, True, True)
     ]

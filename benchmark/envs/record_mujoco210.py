@@ -1,11 +1,11 @@
 """Writes tests/mujoco210.npz: what MuJoCo 2.1.0, an engine of D4RL's time, makes of the scores' models.
 
     pip download free-mujoco-py==2.1.6 --no-deps --ignore-requires-python -d wheel
-    python -m benchmark.record_mujoco210 wheel/free_mujoco_py-2.1.6-py3-none-any.whl
+    python -m benchmark.envs.record_mujoco210 wheel/free_mujoco_py-2.1.6-py3-none-any.whl
 
 The wheel ships the library; ctypes drives it and nothing is installed (Linux on x86-64 only). It loads the
 XML files of gymnasium and gymnasium-robotics as they stand. What D4RL's environments have otherwise is set
-here, independently of benchmark/d4rl_envs.py, whose models tests/test_physics.py compares with the file:
+here, independently of benchmark/envs/d4rl.py, whose models tests/test_physics.py compares with the file:
 
     NAME/body_mass [nbody] kg, NAME/body_inertia [nbody, 3] kg m², NAME/body_ipos [nbody, 3] m
     NAME/control [episodes, steps, nu]         ctrl, held for one step of the environment
@@ -28,7 +28,7 @@ import gymnasium_robotics
 import numpy as np
 
 LIBRARY = "mujoco_py/binaries/linux/mujoco210/bin/libmujoco210nogl.so"  # in the wheel
-OUTPUT = Path(__file__).resolve().parents[1] / "tests" / "mujoco210.npz"
+OUTPUT = Path(__file__).resolve().parents[2] / "tests" / "mujoco210.npz"
 GYM = Path(gymnasium.__file__).parent / "envs/mujoco/assets"
 ROBOTICS = Path(gymnasium_robotics.__file__).parent / "envs/assets"
 # offsetof() of the structs in the wheel's mjmodel.h and mjdata.h: the model's sizes, of type int, and the
@@ -53,19 +53,8 @@ KITCHEN_START = [  # D4RL's kitchen_multitask_v0.py, init_qpos
     -2.26906415e-04, -4.65501369e-04, -6.44129196e-03, -1.77048263e-03, 1.08009684e-03, -2.69397440e-01,
     3.50383255e-01, 1.61944683e00, 1.00618764e00, 4.06395120e-03, -6.62095997e-03, -2.68278933e-04,
 ]  # fmt: skip
-KITCHEN_BOUNDS = np.array(  # D4RL's franka_config.xml, pos_bound of the robot's 9 joints
-    [
-        (-2.9, 2.9),
-        (-1.8, 1.8),
-        (-2.9, 2.9),
-        (-3.1, 0),
-        (-2.9, 2.9),
-        (0, 3.8),
-        (-2.9, 2.9),
-        (0, 0.04),
-        (0, 0.04),
-    ]
-)
+KITCHEN_LOW = [-2.9, -1.8, -2.9, -3.1, -2.9, 0, -2.9, 0, 0]  # D4RL's franka_config.xml, pos_bound of the
+KITCHEN_HIGH = [2.9, 1.8, 2.9, 0, 2.9, 3.8, 2.9, 0.04, 0.04]  # robot's 9 joints
 
 
 class Simulation:
@@ -95,9 +84,7 @@ class Simulation:
             self.library.mj_step(self.model, self.data)
         return np.concatenate([self.qpos, self.qvel])
 
-    def record(
-        self, substeps: int, episodes: int, steps: int, start, noise: float, control: Callable
-    ) -> dict:
+    def record(self, substeps: int, episodes: int, steps: int, start, noise: float, control: Callable):
         """The fields of one model. control(qpos, action) is ctrl; actions are an autoregressive noise."""
         rng = np.random.default_rng(0)
         state = np.zeros((episodes, steps + 1, len(self.qpos) + len(self.qvel)))
@@ -152,9 +139,7 @@ def antmaze(library: ctypes.CDLL, folder: Path) -> dict:
 def adroit(library: ctypes.CDLL, name: str, episodes: int) -> dict:
     """A task of the hand; the gains are those that D4RL's environments set, e.g. pen_v0.py."""
     simulation = Simulation(library, ROBOTICS / f"adroit_hand/adroit_{name}.xml")
-    wrist, fingers = np.split(
-        np.arange(len(simulation.ctrl))[-24:], [2]
-    )  # whatever moves the arm comes first
+    wrist, fingers = np.split(np.arange(len(simulation.ctrl))[-24:], [2])  # what moves the arm comes first
     for actuators, gain in ((wrist, 10), (fingers, 1)):
         simulation.actuator_gainprm[actuators, :3] = gain, 0, 0
         simulation.actuator_biasprm[actuators, :3] = 0, -gain, 0
@@ -168,18 +153,15 @@ def kitchen(library: ctypes.CDLL) -> dict:
     simulation = Simulation(library, ROBOTICS / "kitchen_franka/kitchen_assets/kitchen_env_model.xml")
     simulation.geom_contype[1] = simulation.geom_conaffinity[1] = 0
     start = np.array(KITCHEN_START)
-    start[26:] /= np.linalg.norm(
-        start[26:]
-    )  # the kettle's orientation: MuJoCo 2.1.0 does so in its first step
+    start[26:] /= np.linalg.norm(start[26:])  # the kettle's orientation: 2.1.0 does so in its first step
     speed = 0.5  # rad/s, of at most 2: the robot shall not touch the kettle
-    target = lambda qpos, action: np.clip(qpos[:9] + 0.08 * speed * action, *KITCHEN_BOUNDS.T)
+    target = lambda qpos, action: np.clip(qpos[:9] + 0.08 * speed * action, KITCHEN_LOW, KITCHEN_HIGH)
     return simulation.record(40, 2, 25, start, 0, target)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("wheel", type=Path, help="free_mujoco_py-2.1.6-py3-none-any.whl")
     with tempfile.TemporaryDirectory() as folder:
         library = ctypes.CDLL(zipfile.ZipFile(parser.parse_args().wheel).extract(LIBRARY, folder))
