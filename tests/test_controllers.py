@@ -135,6 +135,6 @@ def test_a_script_loads_what_is_collected(name, tmp_path, monkeypatch, capsys):
     np.testing.assert_allclose(loaded, np.array(rows), rtol=1e-5, atol=1e-5)
 
 
-def test_only_three_families_have_a_controller():
+def test_only_four_families_have_a_controller():
     with pytest.raises(SystemExit, match="Hopper-v4: no controller"):
         controllers.controller_for("Hopper-v4")

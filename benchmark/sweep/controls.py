@@ -1,7 +1,7 @@
 """Does the critic know which action is better? Its ranking of actions against returns simulated from the
 same states: writes benchmark/results/controls/q_ranking.json and .png.
 
-    python -m benchmark.sweep.controls RUN_DIR...    # finished runs of dtql_gaussian.py on a local gym set
+    python -m benchmark.sweep.controls RUN_DIR...    # finished runs of dtql_gaussian.py, default dataset
 
 For states of the dataset, actions are drawn from the run's behaviour model, as the data has them. Each is
 then executed once in the simulator, put in that state, and followed by the policy's mean action: the
@@ -14,9 +14,9 @@ import json
 from pathlib import Path
 
 import gymnasium as gym
-import matplotlib
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
 import dtql_gaussian
@@ -50,20 +50,17 @@ def sample_behavior(agent: Agent, obs: Tensor, args: Args) -> Tensor:
 
 
 def simulate(env: gym.Env, agent: Agent, obs: Tensor, action: Tensor, args: Args) -> np.ndarray:
-    """Discounted returns [seed, state, action] of a first action [seed, state, action, dim] at obs [state,
-    dim], by a robot whose observation is its positions but the first, and its velocities."""
-    data, discounts = env.unwrapped.data, args.discount ** np.arange(HORIZON)
+    """Discounted returns [seed, state, action] of first actions [seed, state, action, dim] at obs [state,
+    dim] of a Reacher: cosines and sines of its joints, the target, the joints' velocities."""
     returns = np.zeros(action.shape[:3])
     for i, j, k in np.ndindex(*returns.shape):
+        cosines, sines, target, velocities = obs[j, :8].double().numpy().reshape(4, 2)
         env.reset()
-        positions = len(data.qpos) - 1
-        env.unwrapped.set_state(np.r_[0, obs[j, :positions]], obs[j, positions:].numpy())
+        env.unwrapped.set_state(np.r_[np.arctan2(sines, cosines), target], np.r_[velocities, 0, 0])
         now = action[i, j, k]
-        for discount in discounts:
-            next_obs, reward, terminated, *_ = env.step(now.numpy())
+        for discount in args.discount ** np.arange(HORIZON):
+            next_obs, reward, *_ = env.unwrapped.step(now.numpy())  # beyond the time limit, as Q sees it
             returns[i, j, k] += discount * reward
-            if terminated:
-                break
             rows = torch.as_tensor(next_obs, dtype=torch.float32).expand(args.num_seeds, 1, -1)
             now = dtql_gaussian.act(agent, rows, args)[i, 0]
     return returns
@@ -86,9 +83,7 @@ def examine(run_dir: str) -> dict:
     rows = obs.repeat_interleave(ACTIONS, dim=0).expand(args.num_seeds, -1, -1)  # [seed, state * action, dim]
     action = sample_behavior(agent, rows, args)
     q = agent.target_q(rows, action).amin(dim=1).view(args.num_seeds, STATES, ACTIONS).numpy()
-    env = gym.wrappers.RescaleAction(
-        dtql_gaussian.open_minari(args.env_id).recover_environment(eval_env=True), -1, 1
-    )
+    env = dtql_gaussian.open_minari(args.env_id).recover_environment(eval_env=True)
     returns = simulate(env, agent, obs, action.unflatten(1, (STATES, ACTIONS)), args)
     env.close()
     chosen = np.take_along_axis(returns, q.argmax(axis=2)[..., None], axis=2)[..., 0]  # [seed, state]
@@ -105,7 +100,7 @@ def examine(run_dir: str) -> dict:
 
 def draw(results: list[dict], path: Path) -> None:
     """Histograms of the rank correlations in single states, all seeds of a run together."""
-    figure = matplotlib.figure.Figure((3.2 * len(results), 2.6), layout="constrained")
+    figure = Figure((3.2 * len(results), 2.6), layout="constrained")
     for axes, result in zip(figure.subplots(1, len(results), squeeze=False)[0], results):
         values = np.ravel(result["rank_correlation"])
         axes.hist(values, np.linspace(-1, 1, 17), color="#0072B2")
