@@ -9,15 +9,17 @@
     python -m benchmark.data.collect --env-id Hopper-v4 --prefix mine/hopper
     python dtql_gaussian.py --env-id mine/hopper/medium-v0
 
-`--policy controller`: the controller of controllers.py beside this file for the AntMaze, pen, kitchen or Reacher
-acts, with noise. `{prefix}/controller-v0` is its rollouts; nothing is trained. `datasets/local/reacher/wander-v0` is
-
-    python -m benchmark.data.collect --policy controller --env-id Reacher-v5 --prefix local/reacher \\
-        --kind wander --transitions 50000
+`--policy controller`: the controller of controllers.py beside this file for the AntMaze, pen, kitchen or
+Reacher acts, with noise. `{prefix}/{kind}-v0` is its rollouts; nothing is trained:
 
     pip install -r benchmark/requirements.txt
     python -m benchmark.data.collect --policy controller --env-id antmaze-umaze-v2 --prefix mine/antmaze-umaze
     python dtql_gaussian.py --env-id mine/antmaze-umaze/controller-v0
+
+The scripts' default, `local/reacher/wander-v0`, is
+
+    python -m benchmark.data.collect --policy controller --env-id Reacher-v5 --prefix local/reacher \\
+        --kind wander --transitions 50000
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Scripted controllers for AntMaze, pen, kitchen and Reacher: `python -m benchmark.data.collect --policy controller`.
+"""Scripted controllers for data: `python -m benchmark.data.collect --policy controller`.
 
 They are no learned policies and no baselines: each may look at what its environment hides (the goal, the
 simulator's model and state). They are for data, made offline within minutes, from which the scripts can learn
@@ -300,9 +300,10 @@ class PenController:
 
 # --------------------------------------------------------------------------------------------------- Reacher
 class ReacherController:
-    """An arm of two joints that reaches for points of the disc in which targets lie, but never knowingly for
-    the episode's target. For 5 to 25 steps each; a PD controller's torques, of a gain drawn for each, and noise.
-    So the mean action leads nowhere, and a policy has to put together what the arm did on its ways elsewhere."""
+    """An arm of two joints that reaches for points of the disc in which targets lie, for 5 to 25 steps each,
+    but never knowingly for the episode's target; torques of a PD controller, of a gain drawn for each point,
+    and noise. So the mean action leads nowhere, and a policy has to put together what the arm did on its ways
+    elsewhere."""
 
     UPPER, FOREARM, RADIUS = 0.1, 0.11, 0.2  # metres; of the disc
     DAMPING = 0.2  # seconds: velocity against angle in the torque
