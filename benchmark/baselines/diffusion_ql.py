@@ -291,7 +291,7 @@ TASKS = {
     "kitchen-partial-v0": (3e-4, 0.005, False, 10.0, 256, 1_000_000, 50_000, 100),
     "kitchen-mixed-v0": (3e-4, 0.005, False, 10.0, 256, 1_000_000, 50_000, 100),
 }
-LOCAL_TASK = (*TASKS["hopper-medium-v2"][:5], 60_000, 20_000, 10)  # [ours]: 3 / (tau (1 - discount)) steps
+LOCAL_TASK = (*TASKS["hopper-medium-v2"][:4], 64, 8_000, 2_000, 50)  # [ours]: dtql_gaussian.py's steps
 
 
 def settings_of(env_id: str) -> dict:

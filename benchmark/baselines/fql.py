@@ -245,7 +245,7 @@ TASK_FIELDS = ("q_aggregate", "normalize_q", "batch_size", "train_steps", "eval_
 ANTMAZE = ("mean", False, 256, 500_000, 50_000, 100)  # evaluation: [ours], dtql_gaussian.py's
 ADROIT = ("min", False, 256, 500_000, 50_000, 100)
 OTHER_TASK = ("mean", True, 256, 1_000_000, 50_000, 10)  # [code]: what it advises for new tasks
-LOCAL_TASK = ("mean", True, 256, 60_000, 20_000, 10)  # [ours]: three times the 1 / (tau (1 - discount)) steps
+LOCAL_TASK = ("mean", True, 64, 8_000, 2_000, 50)  # [ours]: dtql_gaussian.py's steps
 OTHER_ALPHA = 1.0  # [ours], amid the 0.03 to 10 that the code advises to try where Q is normalised
 
 

@@ -220,7 +220,7 @@ TASK_FIELDS = ("beta", "expectile", "dropout", "batch_size", "train_steps", "eva
 LOCOMOTION = (3.0, 0.7, False, 256, 1_000_000, 50_000, 10)  # evaluation: [ours], dtql_gaussian.py's
 ANTMAZE = (10.0, 0.9, False, 256, 1_000_000, 50_000, 100)
 KITCHEN_ADROIT = (0.5, 0.7, True, 256, 1_000_000, 50_000, 100)
-LOCAL_TASK = (3.0, 0.7, False, 256, 60_000, 20_000, 10)  # [ours]: three times 1 / (tau (1 - discount)) steps
+LOCAL_TASK = (3.0, 0.7, False, 64, 8_000, 1_000, 50)  # [ours]: dtql_gaussian.py's steps
 
 
 def settings_of(env_id: str) -> dict:
