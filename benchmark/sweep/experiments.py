@@ -233,8 +233,7 @@ EXPERIMENTS = {
                                   "BC, sampled": (IQL, "--beta", "0", "--eval-candidates", "1")})),
         Experiment("local_alpha", "DTQL's α on the embedded dataset",
                    "How much trust region does the policy need?",
-                   grid([LOCAL], {"α = 0.2": (DTQL, "--alpha", "0.2"), "α = 1": (DTQL, "--alpha", "1"),
-                                  "α = 5": (DTQL,), "α = 25": (DTQL, "--alpha", "25"),
-                                  "α = 100": (DTQL, "--alpha", "100"), "without Q": WITHOUT_Q})),
+                   grid([LOCAL], {"α = 1": (DTQL, "--alpha", "1"), "α = 5": (DTQL,),
+                                  "α = 25": (DTQL, "--alpha", "25"), "without Q": WITHOUT_Q})),
     )
 }  # fmt: skip

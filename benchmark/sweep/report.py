@@ -1,7 +1,7 @@
 """Tables and learning curves from the files of runs, as Markdown and as one HTML page that needs no network.
 
     python -m benchmark.sweep.report runs        # writes runs/report.md, report.html and report/*.svg
-    python -m benchmark.sweep.report benchmark/results/local --readme    # prints one experiment's table
+    python -m benchmark.sweep.report benchmark/results/local --readme local    # prints an experiment's table
 
 A run is a folder with config.json, metrics.jsonl (or .jsonl.gz) and result.json, anywhere in the given one.
 Those of benchmark/sweep/run.py stand under their experiments, beside the papers' numbers; all others at the
@@ -477,16 +477,17 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("runs", type=Path, help="folder that has run directories in it")
     parser.add_argument("--output", type=Path, help="folder of the report (default: the runs')")
-    parser.add_argument("--readme", action="store_true", help="only print the table of one experiment")
+    parser.add_argument("--readme", metavar="EXPERIMENT", help="only print the table of this one")
     args = parser.parse_args(argv)
     sections = collect(args.runs)
     if not sections:
         fail(f"{args.runs} has no run in it (no config.json); give a folder that has, such as runs/")
     words = ["python", "-m", "benchmark.sweep.report", *(sys.argv[1:] if argv is None else argv)]
     if args.readme:
-        if len(sections) > 1 or not len(sections[0].seeds):
-            fail(f"--readme is for finished runs of one experiment; {args.runs} has none, or others too")
-        print(readme_block(sections[0], shlex.join(words)))
+        found = [x for x in sections if x.experiment.name == args.readme and len(x.seeds)]
+        if not found:
+            fail(f"{args.runs} has no finished run of the experiment {args.readme!r}")
+        print(readme_block(found[0], shlex.join(words)))
         return
     output = args.output or args.runs
     for section in sections:
