@@ -381,7 +381,8 @@ def test_the_report_of_the_same_files_is_the_same(tmp_path):
 
 
 @pytest.mark.parametrize("flags, what", [
-    (["."], "has no run in it"), (["missing"], "has no run in it"), ([".", "--readme", "local"], "has no run in it"),
+    (["."], "has no run in it"), (["missing"], "has no run in it"),
+    ([".", "--readme", "local"], "has no run in it"),
 ])  # fmt: skip
 def test_a_folder_without_runs_is_one_line_and_exit_code_2(flags, what, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
