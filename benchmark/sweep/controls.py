@@ -1,14 +1,17 @@
-"""Does the critic know which action is better? Its ranking of actions against returns simulated from the
-same states: writes benchmark/results/controls/q_ranking.json and .png.
+"""Controls of the default's score: what Q and the trust region know. Writes benchmark/results/controls/.
 
-    python -m benchmark.sweep.controls RUN_DIR...    # finished runs of dtql_gaussian.py, default dataset
+    python -m benchmark.sweep.controls                  # alpha.png, from the runs in benchmark/results/local
+    python -m benchmark.sweep.controls runs/.../seed-1  # q_ranking.json and .png, of a DTQL run's model.pt
 
-For states of the dataset, actions are drawn from the run's behaviour model, as the data has them. Each is
-then executed once in the simulator, put in that state, and followed by the policy's mean action: the
+alpha.png: the score over α, and the denoising loss at the policy's and at the data's actions (Eq. 4 and 2).
+
+q_ranking: for states of the dataset, actions are drawn from the run's behaviour model, as the data has them.
+Each is executed once in the simulator, put in that state, and followed by the policy's mean action: the
 discounted sum of rewards is what Q(s, a) should rank. Rank correlations are within a state, over its actions.
 """
 
 import argparse
+import gzip
 import itertools
 import json
 from pathlib import Path
@@ -20,10 +23,11 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 import dtql_gaussian
+from benchmark.sweep.experiments import EXPERIMENTS, ROOT
 from dtql_gaussian import Agent, Args
 
-RESULTS = Path(__file__).resolve().parents[1] / "results" / "controls"
-STATES, ACTIONS, HORIZON = 50, 8, 300  # 0.99^300 is 5 %
+RESULTS, LOCAL_RUNS = ROOT / "benchmark/results/controls", ROOT / "benchmark/results/local"
+STATES, ACTIONS, HORIZON = 40, 8, 200  # 0.99^200 is 13 %
 NOISE_LEVELS = 40
 
 
@@ -49,14 +53,19 @@ def sample_behavior(agent: Agent, obs: Tensor, args: Args) -> Tensor:
     return action
 
 
+def put(env: gym.Env, obs: Tensor) -> None:
+    """Puts a Reacher in the state of obs [dim]: cosines, sines of joints, target, velocities of joints."""
+    cosines, sines, target, velocities = obs[:8].double().numpy().reshape(4, 2)
+    env.reset()
+    env.unwrapped.set_state(np.r_[np.arctan2(sines, cosines), target], np.r_[velocities, 0, 0])
+
+
 def simulate(env: gym.Env, agent: Agent, obs: Tensor, action: Tensor, args: Args) -> np.ndarray:
     """Discounted returns [seed, state, action] of first actions [seed, state, action, dim] at obs [state,
-    dim] of a Reacher: cosines and sines of its joints, the target, the joints' velocities."""
+    dim], the policy acting from then on."""
     returns = np.zeros(action.shape[:3])
     for i, j, k in np.ndindex(*returns.shape):
-        cosines, sines, target, velocities = obs[j, :8].double().numpy().reshape(4, 2)
-        env.reset()
-        env.unwrapped.set_state(np.r_[np.arctan2(sines, cosines), target], np.r_[velocities, 0, 0])
+        put(env, obs[j])
         now = action[i, j, k]
         for discount in args.discount ** np.arange(HORIZON):
             next_obs, reward, *_ = env.unwrapped.step(now.numpy())  # beyond the time limit, as Q sees it
@@ -89,7 +98,7 @@ def examine(run_dir: str) -> dict:
     chosen = np.take_along_axis(returns, q.argmax(axis=2)[..., None], axis=2)[..., 0]  # [seed, state]
     gain, most = chosen - returns.mean(axis=2), returns.max(axis=2) - returns.mean(axis=2)
     return {
-        "run": run_dir, "env_id": args.env_id, "git_commit": config["git_commit"], "states": STATES,
+        "env_id": args.env_id, "git_commit": config["git_commit"], "states": STATES,
         "actions": ACTIONS, "horizon": HORIZON,
         "seeds": [*range(args.seed, args.seed + args.num_seeds)],
         "rank_correlation": rank_correlation(q, returns).tolist(),  # [seed, state]
@@ -98,30 +107,63 @@ def examine(run_dir: str) -> dict:
     }  # fmt: skip
 
 
-def draw(results: list[dict], path: Path) -> None:
-    """Histograms of the rank correlations in single states, all seeds of a run together."""
-    figure = Figure((3.2 * len(results), 2.6), layout="constrained")
-    for axes, result in zip(figure.subplots(1, len(results), squeeze=False)[0], results):
-        values = np.ravel(result["rank_correlation"])
-        axes.hist(values, np.linspace(-1, 1, 17), color="#0072B2")
-        axes.axvline(values.mean(), color="#D55E00")
-        axes.set(title=f"{result['env_id']}: mean {values.mean():.2f}", xlabel="rank correlation in a state")
-    figure.savefig(path, dpi=150)
+def draw_ranking(result: dict) -> Figure:
+    """A histogram of the rank correlations in single states, of all seeds together."""
+    values = np.ravel(result["rank_correlation"])
+    figure = Figure((4.5, 2.6), layout="constrained")
+    axes = figure.subplots()
+    axes.hist(values, np.linspace(-1, 1, 17), color="#0072B2")
+    axes.axvline(values.mean(), color="#D55E00", label=f"mean {values.mean():.2f}")
+    axes.set(xlabel="rank correlation of Q with simulated returns, in a state", ylabel="states")
+    axes.legend(frameon=False)
+    return figure
+
+
+def draw_alpha() -> Figure:
+    """Two panels over α: scores of the seeds; denoising losses in the last line of metrics, their mean."""
+    rows = {}  # by α: last scores, trust_region_loss and bc_loss, [seed] each
+    for setting in EXPERIMENTS["local_alpha"].settings:
+        run_dir = LOCAL_RUNS / setting.folder / "seed-1"
+        result = json.loads((run_dir / "result.json").read_text())
+        with gzip.open(run_dir / "metrics.jsonl.gz", "rt") as lines:
+            last = [json.loads(line) for line in lines][-result["num_seeds"] :]
+        scores = [seed["last"] for seed in result["seeds"].values()]
+        rows[result["alpha"]] = (
+            scores,
+            *([x[name] for x in last] for name in ("trust_region_loss", "bc_loss")),
+        )
+    x = np.arange(len(rows))
+    scores, at_policy, at_data = (np.array(values) for values in zip(*rows.values()))
+    figure = Figure((8, 2.8), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.errorbar(x, scores.mean(axis=1), scores.std(axis=1, ddof=1), color="#0072B2", marker="o", capsize=3)
+    left.set(ylabel="score, mean ± std over seeds")
+    right.plot(x, at_policy.mean(axis=1), marker="o", color="#D55E00", label="at the policy's actions")
+    right.plot(x, at_data.mean(axis=1), marker="s", color="#009E73", label="at the data's actions")
+    right.set(ylabel="denoising loss")
+    right.legend(frameon=False)
+    for axes in (left, right):
+        axes.set_xticks(x, [f"{alpha:g}" if alpha < 1e6 else "no Q" for alpha in rows])
+        axes.set(xlabel="α")
+    return figure
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("run_dirs", nargs="+")
-    torch.set_num_threads(1)
+    parser.add_argument("run_dir", nargs="?")
+    run_dir = parser.parse_args().run_dir
     RESULTS.mkdir(parents=True, exist_ok=True)
-    results = [examine(run_dir) for run_dir in parser.parse_args().run_dirs]
-    (RESULTS / "q_ranking.json").write_text(json.dumps(results, indent=1) + "\n")
-    draw(results, RESULTS / "q_ranking.png")
-    for result in results:
-        mean, gain = np.mean(result["rank_correlation"]), np.mean(result["share_of_best_gain"])
-        print(f"{result['run']}: rank correlation {mean:.2f}; Q's choice has {gain:.0%} of the best's gain")
+    if run_dir is None:
+        draw_alpha().savefig(RESULTS / "alpha.png", dpi=150)
+        return
+    torch.set_num_threads(1)
+    result = examine(run_dir)
+    (RESULTS / "q_ranking.json").write_text(json.dumps(result, indent=1) + "\n")
+    draw_ranking(result).savefig(RESULTS / "q_ranking.png", dpi=150)
+    mean, gain = np.mean(result["rank_correlation"]), np.mean(result["share_of_best_gain"])
+    print(f"rank correlation {mean:.2f}; Q's choice has {gain:.0%} of the best action's gain")
 
 
 if __name__ == "__main__":
