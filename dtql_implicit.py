@@ -65,7 +65,9 @@ class Args:  # None: the task's value in TASKS, or as the comment says
     tf32: bool = False  # on a GPU, matrix products of factors rounded to 10 bits: faster
     eval_every: int | None = None  # training steps between evaluations
     eval_episodes: int | None = None  # per evaluation and seed; 0: never evaluate, needs no environment
-    eval_candidates: int | None = None  # actions per state, ranked by Q [code]; 1: plain policy; 0: its mean
+    eval_candidates: int | None = (
+        None  # actions per state, ranked by Q: 1024 [code], local/ 32; 1: plain; 0: mean
+    )
     run_dir: str | None = None  # everything a run writes; None: a new directory in runs/
     checkpoint_every: int = 5000  # steps between checkpoints
     resume: str | None = None  # a run's directory: continue it with its own arguments
@@ -322,7 +324,7 @@ TASKS = {  # Table 4; 1 epoch = 1000 gradient steps
 }
 for name in [name for name in TASKS if name.endswith("-v0") and name.startswith("antmaze")]:
     TASKS[f"{name[:-1]}2"] = (*TASKS[name][:6], 500_000, 50_000, 100)  # [code] keeps the steps of -v0
-LOCAL_TASK = (5.0, 0.7, 3e-4, "cosine", 64, 4_000, 4_000, 1_000, 50)  # ours: see docs
+LOCAL_TASK = (5.0, 0.7, 3e-4, "cosine", 64, 4_000, 4_000, 1_000, 50)  # ours: docs/embedded.md
 
 
 def settings_of(env_id: str) -> dict:

@@ -5,10 +5,9 @@ import sys
 import minari
 import numpy as np
 import pytest
-from helpers import ROOT, SCRIPTS, load_script
+from helpers import SCRIPTS, load_script
 from scipy.sparse import csgraph
 
-sys.path.insert(0, str(ROOT))
 from benchmark.data import collect, controllers
 from benchmark.envs import d4rl
 

@@ -1,14 +1,12 @@
 """benchmark/sweep/controls.py: states put back to the letter, samples of a known model, rank correlations."""
 
-import sys
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT, load_script
+from helpers import load_script
 
-sys.path.append(str(ROOT))
 from benchmark.sweep import controls
 
 

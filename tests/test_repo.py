@@ -10,9 +10,8 @@ import pytest
 import torch
 from helpers import ROOT, SCRIPTS, load_script, make_args, write_d4rl
 
-sys.path.insert(0, str(ROOT))
-from benchmark.speed import tables  # noqa: E402, I001
-from benchmark.sweep import report  # noqa: E402
+from benchmark.speed import tables
+from benchmark.sweep import report
 
 
 def test_the_readmes_reports_are_those_of_the_files():

@@ -4,15 +4,13 @@ runs whose numbers are known."""
 import gzip
 import json
 import re
-import sys
 from html import unescape
 from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import ROOT, run_script
+from helpers import run_script
 
-sys.path.insert(0, str(ROOT))
 from benchmark.sweep import experiments, report, stats
 from benchmark.sweep.experiments import DTQL, EXPERIMENTS, KL, LOCAL, SRPO, Setting
 

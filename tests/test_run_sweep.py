@@ -14,7 +14,6 @@ import pytest
 import tyro
 from helpers import ROOT, script_env
 
-sys.path.insert(0, str(ROOT))
 from benchmark.sweep import experiments, run
 from benchmark.sweep.experiments import EXPERIMENTS, Experiment, Setting
 

@@ -2,7 +2,8 @@
 
 They are no learned policies and no baselines: each may look at what its environment hides (the goal, the
 simulator's model and state). They are for data, made offline within minutes, from which the scripts can learn
-to score above 0 in each family. So they act with noise, whose size differs from episode to episode.
+to score above 0 in each family. So they act with noise, whose size differs from episode to episode. Reacher's
+is another kind: it does not look at the target, and its noise is of one size.
 
 A controller is made for one episode, `controller_for(env_id)(env, info, rng)` after a reset that returned
 info, and then called with each observation; it returns an action in [-1, 1].

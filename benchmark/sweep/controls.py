@@ -1,7 +1,7 @@
 """Controls of the default's score: what Q and the trust region know. Writes benchmark/results/controls/.
 
-    python -m benchmark.sweep.controls                  # alpha.png, from the runs in benchmark/results/local
-    python -m benchmark.sweep.controls runs/.../seed-1  # q_ranking.json and .png, of a DTQL run's model.pt
+    python -m benchmark.sweep.controls benchmark/results/local    # alpha.png
+    python -m benchmark.sweep.controls runs --rank                # and q_ranking, of the models of a sweep
 
 alpha.png: the score over α, and the denoising loss at the policy's and at the data's actions (Eq. 4 and 2).
 
@@ -11,7 +11,6 @@ discounted sum of rewards is what Q(s, a) should rank. Rank correlations are wit
 """
 
 import argparse
-import gzip
 import itertools
 import json
 from pathlib import Path
@@ -23,17 +22,18 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 import dtql_gaussian
-from benchmark.sweep.experiments import EXPERIMENTS, ROOT
+from benchmark.sweep.experiments import DTQL, EXPERIMENTS, LOCAL, ROOT, Setting
+from benchmark.sweep.report import read_run
 from dtql_gaussian import Agent, Args
 
-RESULTS, LOCAL_RUNS = ROOT / "benchmark/results/controls", ROOT / "benchmark/results/local"
+RESULTS = ROOT / "benchmark/results/controls"
 STATES, ACTIONS, HORIZON = 40, 8, 200  # 0.99^200 is 13 %
 NOISE_LEVELS = 40
 
 
-def load(run_dir: str) -> tuple[Agent, Args, dict]:
+def load(run_dir: Path) -> tuple[Agent, Args, dict]:
     """The agent of a finished run, arguments that act by its mean action, and its configuration."""
-    saved = torch.load(Path(run_dir, "model.pt"), weights_only=True)
+    saved = torch.load(run_dir / "model.pt", weights_only=True)
     config = saved["config"]
     args = Args(**{name: config[name] for name in vars(Args())} | {"eval_candidates": 0})
     agent = Agent(config["obs_dim"], config["action_dim"], args, torch.device("cpu"))
@@ -83,7 +83,7 @@ def rank_correlation(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 @torch.no_grad()
-def examine(run_dir: str) -> dict:
+def examine(run_dir: Path) -> dict:
     """Numbers for each seed of a run, over STATES states with ACTIONS actions each."""
     agent, args, config = load(run_dir)
     torch.manual_seed(0)
@@ -119,19 +119,14 @@ def draw_ranking(result: dict) -> Figure:
     return figure
 
 
-def draw_alpha() -> Figure:
+def draw_alpha(runs: Path) -> Figure:
     """Two panels over α: scores of the seeds; denoising losses in the last line of metrics, their mean."""
-    rows = {}  # by α: last scores, trust_region_loss and bc_loss, [seed] each
+    rows = {}  # by label: last scores, trust_region_loss and bc_loss, [seed] each
     for setting in EXPERIMENTS["local_alpha"].settings:
-        run_dir = LOCAL_RUNS / setting.folder / "seed-1"
-        result = json.loads((run_dir / "result.json").read_text())
-        with gzip.open(run_dir / "metrics.jsonl.gz", "rt") as lines:
-            last = [json.loads(line) for line in lines][-result["num_seeds"] :]
-        scores = [seed["last"] for seed in result["seeds"].values()]
-        rows[result["alpha"]] = (
-            scores,
-            *([x[name] for x in last] for name in ("trust_region_loss", "bc_loss")),
-        )
+        run = read_run(runs / setting.folder / "seed-1", [])
+        scores = [seed["last"] for seed in run.config["seeds"].values()]
+        losses = [(line["trust_region_loss"], line["bc_loss"]) for line in run.lines[-len(run.seeds) :]]
+        rows[setting.label.removeprefix("α = ")] = scores, *zip(*losses)
     x = np.arange(len(rows))
     scores, at_policy, at_data = (np.array(values) for values in zip(*rows.values()))
     figure = Figure((8, 2.8), layout="constrained")
@@ -143,7 +138,7 @@ def draw_alpha() -> Figure:
     right.set(ylabel="denoising loss")
     right.legend(frameon=False)
     for axes in (left, right):
-        axes.set_xticks(x, [f"{alpha:g}" if alpha < 1e6 else "no Q" for alpha in rows])
+        axes.set_xticks(x, rows)
         axes.set(xlabel="α")
     return figure
 
@@ -152,14 +147,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("run_dir", nargs="?")
-    run_dir = parser.parse_args().run_dir
+    parser.add_argument("runs", type=Path, help="folder that a sweep of local_alpha has filled")
+    parser.add_argument("--rank", action="store_true", help="also Q's ranking, by the models there")
+    args = parser.parse_args()
     RESULTS.mkdir(parents=True, exist_ok=True)
-    if run_dir is None:
-        draw_alpha().savefig(RESULTS / "alpha.png", dpi=150)
+    draw_alpha(args.runs).savefig(RESULTS / "alpha.png", dpi=150)
+    if not args.rank:
         return
     torch.set_num_threads(1)
-    result = examine(run_dir)
+    result = examine(args.runs / Setting(LOCAL, "", DTQL).folder / "seed-1")
     (RESULTS / "q_ranking.json").write_text(json.dumps(result, indent=1) + "\n")
     draw_ranking(result).savefig(RESULTS / "q_ranking.png", dpi=150)
     mean, gain = np.mean(result["rank_correlation"]), np.mean(result["share_of_best_gain"])

@@ -1,9 +1,8 @@
 """The tables and figures of the papers as lists of runs: which script, which flags, which number to compare.
 
 `python -m benchmark.sweep.run --experiment NAME` trains one, `--dry-run` prints its command lines. Tables and
-figures are DTQL's (arXiv 2405.19690), with the prefix srpo_ SRPO's (arXiv 2310.07297); those of local* ask
-the same questions on datasets that are part of this repository. The papers' numbers are in
-benchmark/paper/*.csv. What the project knows of a figure is its question, not which tasks it shows: the
+figures are DTQL's (arXiv 2405.19690), with the prefix srpo_ SRPO's (arXiv 2310.07297); local and local_alpha
+ask our own questions on the embedded dataset. The papers' numbers are in benchmark/paper/*.csv. What the project knows of a figure is its question, not which tasks it shows: the
 tasks of fig5, srpo_fig6 and srpo_fig10 are our choice.
 
 A flag that a setting does not name takes the script's own value for the task, which is the paper's.
@@ -166,7 +165,7 @@ OMEGAS = {
 # 1000 of 24.71 s are 6.86 h, though, and the table says 9.42.)
 TIMED = ("--eval-episodes", "0")
 TIME_TABLE = {
-    "DQL": (DQL, "--train-steps", "1000000", *TIMED),
+    "DQL": (DQL, *TIMED),
     "IDQL": (IDQL, *TIMED),
     "SRPO": (SRPO, *TIMED),
     "DTQL": (DTQL, *TIMED),
@@ -229,7 +228,7 @@ EXPERIMENTS = {
                    grid([LOCAL], {"DTQL": (DTQL,), "DTQL implicit": (IMPLICIT,), "KL": (KL,),
                                   "SRPO": (SRPO,), "FQL": (FQL,), "IDQL": (IDQL,), "DQL": (DQL,),
                                   "IQL": (IQL,), "DTQL without Q": WITHOUT_Q,
-                                  "BC": (IQL, "--beta", "0", "--fixed-std"),
+                                  "BC, squared error": (IQL, "--beta", "0", "--fixed-std"),
                                   "BC, sampled": (IQL, "--beta", "0", "--eval-candidates", "1")})),
         Experiment("local_alpha", "DTQL's α on the embedded dataset",
                    "How much trust region does the policy need?",

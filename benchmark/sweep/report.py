@@ -356,9 +356,10 @@ def draw_curves(of_task: pd.DataFrame, labels: list[str]) -> str:
         figure = Figure(figsize=(4, 2.5 + 0.09 * of_task["label"].nunique()), layout="constrained")
         ax = figure.subplots()
         for label, cell in of_task.groupby("label", sort=False):
-            curve, color = curves(cell), f"C{labels.index(label)}"
+            curve, i = curves(cell), labels.index(label)
+            color, style = f"C{i % 6}", ("o-", "s--")[i // 6 % 2]
             mean, std = curve.mean(axis=1), curve.std(axis=1)
-            ax.plot(mean, "o-", markersize=3.5, label=f"{label} ({curve.shape[1]})", color=color)
+            ax.plot(mean, style, markersize=3.5, label=f"{label} ({curve.shape[1]})", color=color)
             if curve.shape[1] >= MIN_SEEDS:
                 ax.fill_between(curve.index, mean - std, mean + std, alpha=0.18, linewidth=0, color=color)
             else:
@@ -459,7 +460,7 @@ def readme_block(section: Section, command: str) -> str:
         rows.append({"task": task, "policy": label, "score, mean ± std over seeds": spread(cell["last"]),
                      "IQM (95 % interval)": "{} ({})".format(*iqm([cell["last"].to_numpy()])),
                      "each seed": ", ".join(f"{x:.0f}" for x in cell["last"]),
-                     "training of a seed, min": f"{np.mean(minutes):.0f}"})  # fmt: skip
+                     "training of a seed, min": f"{np.mean(minutes):.1f}"})  # fmt: skip
     runs = section.seeds["run"]
     made = (f"{distinct(section.cells().size())} seeds, "
             f"{distinct(run.config['eval_episodes'] for run in runs)} episodes for each, commit "
