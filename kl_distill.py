@@ -66,9 +66,7 @@ class Args:  # None: the task's value in TASKS, or as the comment says
     tf32: bool = False  # on a GPU, matrix products of factors rounded to 10 bits: faster
     eval_every: int | None = None  # training steps between evaluations
     eval_episodes: int | None = None  # per evaluation and seed; 0: never evaluate, needs no environment
-    eval_candidates: int | None = (
-        None  # actions per state, ranked by Q: 1024 [code], local/ 32; 1: plain; 0: mean
-    )
+    eval_candidates: int | None = None  # actions per state, ranked by Q: 1024 [code]; 1: plain; 0: its mean
     run_dir: str | None = None  # everything a run writes; None: a new directory in runs/
     checkpoint_every: int = 5000  # steps between checkpoints
     resume: str | None = None  # a run's directory: continue it with its own arguments

@@ -2,8 +2,9 @@
 
 `python -m benchmark.sweep.run --experiment NAME` trains one, `--dry-run` prints its command lines. Tables and
 figures are DTQL's (arXiv 2405.19690), with the prefix srpo_ SRPO's (arXiv 2310.07297); local and local_alpha
-ask our own questions on the embedded dataset. The papers' numbers are in benchmark/paper/*.csv. What the project knows of a figure is its question, not which tasks it shows: the
-tasks of fig5, srpo_fig6 and srpo_fig10 are our choice.
+ask our own questions on the embedded dataset. The papers' numbers are in benchmark/paper/*.csv. What the
+project knows of a figure is its question, not which tasks it shows: the tasks of fig5, srpo_fig6 and
+srpo_fig10 are our choice.
 
 A flag that a setting does not name takes the script's own value for the task, which is the paper's.
 """
