@@ -54,7 +54,7 @@ from tqdm import tqdm
 # ------------------------------------------------------------------------------------------------ arguments
 @dataclasses.dataclass
 class Args:  # None: the task's value in TASKS, or as the comment says
-    env_id: str = "local/hopper/medium-v0"  # D4RL name (walker2d-medium-v2), Minari id, or local Minari id
+    env_id: str = "local/reacher/wander-v0"  # D4RL name (walker2d-medium-v2), Minari id, or local Minari id
     seed: int = 1  # of the one random stream of a run, whose agents are called seed, seed + 1, ...
     num_seeds: int = 1  # agents trained together, each with weights, batches and noise of its own
     device: str = "auto"  # auto (cuda if there is one), cpu or cuda; which GPU: CUDA_VISIBLE_DEVICES
@@ -62,7 +62,7 @@ class Args:  # None: the task's value in TASKS, or as the comment says
     tf32: bool = False  # on a GPU, matrix products of factors rounded to 10 bits: faster
     eval_every: int | None = None  # training steps between evaluations
     eval_episodes: int | None = None  # per evaluation and seed; 0: never evaluate, needs no environment
-    eval_candidates: int = 1024  # actions per state, ranked by Q [code]; 1: plain policy; 0: its mean action
+    eval_candidates: int | None = None  # actions per state, ranked by Q: 1024 [code]; 1: plain; 0: its mean
     run_dir: str | None = None  # everything a run writes; None: a new directory in runs/
     checkpoint_every: int = 5000  # steps between checkpoints
     resume: str | None = None  # a run's directory: continue it with its own arguments
@@ -315,13 +315,14 @@ TASKS = {  # Table 4; 1 epoch = 1000 gradient steps
 }
 for name in [name for name in TASKS if name.endswith("-v0") and name.startswith("antmaze")]:
     TASKS[f"{name[:-1]}2"] = (*TASKS[name][:6], 500_000, 50_000, 100)  # [code] keeps the steps of -v0
-LOCAL_TASK = (20.0, 0.7, 1e-4, "cosine", 256, 8_000, 12_000, 3_000, 10)  # ours: see docs
+LOCAL_TASK = (5.0, 0.7, 3e-4, "cosine", 64, 4_000, 4_000, 1_000, 50)  # ours: docs/embedded.md
 
 
 def settings_of(env_id: str) -> dict:
     """What the flags that were not given become."""
     row = TASKS.get(env_id, LOCAL_TASK if env_id.startswith("local/") else TASKS["walker2d-medium-v2"])
-    return dict(zip(TASK_FIELDS, row)) | {"entropy_coef": 1.0 if "antmaze" in env_id else 0.0}
+    candidates = {"eval_candidates": 32 if env_id.startswith("local/") else 1024}
+    return dict(zip(TASK_FIELDS, row)) | candidates | {"entropy_coef": 1.0 if "antmaze" in env_id else 0.0}
 
 
 def adjust_reward(env_id: str, reward: np.ndarray, returns: np.ndarray) -> np.ndarray:
@@ -490,10 +491,8 @@ def load_minari(dataset_id: str) -> tuple:
     dataset, episodes = open_minari(dataset_id), []
     path, space = Path(dataset.storage.data_path) / "main_data.hdf5", dataset.action_space
     with explain(f"cannot read {path}, with actions {space}"):
-        check(
-            np.isfinite(space.high - space.low).all() and len(dataset),
-            f"{path}: no episodes, or no finite bounds in {space}",
-        )
+        good = len(dataset) and np.isfinite(space.high - space.low).all()
+        check(good, f"{path}: no episodes, or no finite bounds in {space}")
         for episode in dataset:
             obs = flatten(episode.observations)
             pad = lambda x: np.concatenate([x, np.zeros_like(x[:1])])[: len(obs)]  # a row for each of obs

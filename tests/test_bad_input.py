@@ -148,7 +148,7 @@ def test_an_unknown_name_shows_the_closest_and_asks_no_server(script, name, mean
 
 
 def test_no_network_and_no_d4rl_file(refused, home):
-    words = [f"no {home / FILE}, and no mirror has it; put it there", "--env-id local/hopper/medium-v0"]
+    words = [f"no {home / FILE}, and no mirror has it; put it there", "--env-id local/reacher/wander-v0"]
     refused(words, "--env-id", NAME, "--run-dir", "run")
 
 

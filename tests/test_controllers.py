@@ -5,10 +5,9 @@ import sys
 import minari
 import numpy as np
 import pytest
-from helpers import ROOT, SCRIPTS, load_script
+from helpers import SCRIPTS, load_script
 from scipy.sparse import csgraph
 
-sys.path.insert(0, str(ROOT))
 from benchmark.data import collect, controllers
 from benchmark.envs import d4rl
 
@@ -135,6 +134,46 @@ def test_a_script_loads_what_is_collected(name, tmp_path, monkeypatch, capsys):
     np.testing.assert_allclose(loaded, np.array(rows), rtol=1e-5, atol=1e-5)
 
 
-def test_only_three_families_have_a_controller():
+def test_only_four_families_have_a_controller():
     with pytest.raises(SystemExit, match="Hopper-v4: no controller"):
         controllers.controller_for("Hopper-v4")
+
+
+# --------------------------------------------------------------------------------------------------- Reacher
+def reacher_returns(start, episodes: int = 200) -> np.ndarray:
+    """Of the policy that start(obs) returns at each first observation."""
+    env, returns = collect.make("Reacher-v5"), np.zeros(episodes)
+    for i in range(episodes):
+        obs, _ = env.reset(seed=i)
+        act, done = start(obs), False
+        while not done:
+            obs, reward, _, done, _ = env.step(act(obs))
+            returns[i] += reward
+    return returns
+
+
+def test_reachers_references_are_random_actions_and_the_straight_way():
+    rng = np.random.default_rng(0)
+
+    def straight(obs):
+        controller = controllers.ReacherController(None, {}, rng)
+        controller.NOISE, controller.gain, controller.steps_left = 0.0, 0.5, 50
+        controller.wanted = controller.angles_at(obs[4:6])
+        return controller
+
+    for start, reference in zip(
+        (lambda obs: lambda obs: rng.uniform(-1, 1, 2), straight), collect.RETURNS["reacher"]
+    ):
+        returns = reacher_returns(start)
+        assert abs(returns.mean() - reference) < 4 * returns.std() / len(returns) ** 0.5
+
+
+def test_the_wandering_arm_does_not_look_at_its_target():
+    env = collect.make("Reacher-v5")
+    obs, _ = env.reset(seed=0)
+    actions = []
+    for shift in (0.0, 0.05):
+        controller = controllers.ReacherController(env, {}, np.random.default_rng(1))
+        moved = obs + shift * np.eye(10)[4:6].sum(axis=0) - shift * np.eye(10)[8:].sum(axis=0)
+        actions.append([controller(moved) for _ in range(60)])
+    np.testing.assert_array_equal(*actions)

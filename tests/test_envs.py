@@ -4,7 +4,6 @@ test_physics.py compares masses and steps with the engine of D4RL's time."""
 
 import contextlib
 import json
-import sys
 import warnings
 from pathlib import Path
 
@@ -13,11 +12,10 @@ import mujoco
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
-from helpers import ROOT, SCRIPTS, load_script, write_d4rl
+from helpers import SCRIPTS, load_script, write_d4rl
 from scipy import stats
 
-sys.path.insert(0, str(ROOT))
-from benchmark.envs import d4rl  # noqa: E402
+from benchmark.envs import d4rl
 
 MAZE_OF = {  # D4RL's locomotion/__init__.py
     "umaze": "umaze", "umaze-diverse": "umaze", "medium-play": "medium", "medium-diverse": "medium",

@@ -5,7 +5,6 @@ tests/mujoco210.npz holds what that engine computed; benchmark/envs/record_mujoc
 
 import json
 import re
-import sys
 import warnings
 from pathlib import Path
 
@@ -15,8 +14,7 @@ import numpy as np
 import pytest
 from helpers import ROOT
 
-sys.path.insert(0, str(ROOT))
-from benchmark.envs.physics import KETTLE, ROBOTS, STEPS, errors, make, with_d4rl_masses  # noqa: E402
+from benchmark.envs.physics import KETTLE, ROBOTS, STEPS, errors, make, with_d4rl_masses
 
 MASSES = {"hopper": 15.265, "walker2d": 22.698, "halfcheetah": 14, "antmaze": 0.87871}  # kg
 FIELDS = ("body_mass", "body_inertia", "body_ipos")

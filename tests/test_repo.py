@@ -10,9 +10,8 @@ import pytest
 import torch
 from helpers import ROOT, SCRIPTS, load_script, make_args, write_d4rl
 
-sys.path.insert(0, str(ROOT))
-from benchmark.speed import tables  # noqa: E402, I001
-from benchmark.sweep import report  # noqa: E402
+from benchmark.speed import tables
+from benchmark.sweep import report
 
 
 def test_the_readmes_reports_are_those_of_the_files():
@@ -20,8 +19,10 @@ def test_the_readmes_reports_are_those_of_the_files():
     blocks = re.findall(r"(?s)<!-- report:(\w+) -->\n(.*?)<!-- /report -->", readme)
     assert [name for name, _ in blocks] == ["local"]
     for name, shown in blocks:
-        (section,) = report.collect(ROOT / "benchmark" / "results" / name)
-        command = f"python -m benchmark.sweep.report benchmark/results/{name} --readme"
+        section = next(
+            x for x in report.collect(ROOT / "benchmark/results/local") if x.experiment.name == name
+        )
+        command = f"python -m benchmark.sweep.report benchmark/results/local --readme {name}"
         assert shown.strip() == report.readme_block(section, command)
 
 

@@ -14,15 +14,13 @@ import pytest
 import tyro
 from helpers import ROOT, script_env
 
-sys.path.insert(0, str(ROOT))
 from benchmark.sweep import experiments, run
 from benchmark.sweep.experiments import EXPERIMENTS, Experiment, Setting
 
 RUNS = {  # processes of each experiment with one seed each
     "table1": 26 * 5, "table2": 4, "table3": 3 * 2 * 5, "table5": 3 * 2 * 5, "table6": 6 * 2 * 5,
     "table7": 26, "fig5": 6 * 2 * 5, "srpo_table1": 15 * 5, "srpo_fig6": 3 * 4 * 5, "srpo_fig10": 3 * 5 * 5,
-    "local": 10 * 5, "local_sets": 6 * 2 * 5, "local_pretrain": 2 * 5, "local_entropy": 3 * 5,
-    "local_omega": 4 * 5, "local_beta": 5 * 5,
+    "local": 11 * 5, "local_alpha": 4 * 5,
 }  # fmt: skip
 
 
@@ -58,7 +56,7 @@ def test_every_command_is_one_that_its_script_takes(name):
 
 
 def test_the_commands_of_the_local_experiment_are_the_scripts_defaults(capsys):
-    flags, where = "--env-id local/hopper/medium-v0 --seed 1", "runs/local_hopper_medium-v0"
+    flags, where = "--env-id local/reacher/wander-v0 --seed 1", "runs/local_reacher_wander-v0"
     assert commands(capsys, "--experiment", "local", "--seeds", "1")[:4] == [
         f"python dtql_gaussian.py {flags} --run-dir {where}/dtql_gaussian/seed-1",
         f"python dtql_implicit.py {flags} --run-dir {where}/dtql_implicit/seed-1",
@@ -68,17 +66,15 @@ def test_the_commands_of_the_local_experiment_are_the_scripts_defaults(capsys):
 
 
 def test_seeds_of_one_process(capsys):
-    lines = commands(capsys, "--experiment", "local", "--only", "dtql_g", "--seeds-per-run", "2")
+    lines = commands(capsys, "--experiment", "local", "--only", "dtql_gaussian/", "--seeds-per-run", "2")
     seeds = [re.search(r"--seed (\d)(?: --num-seeds (\d))? .*/seed-(\d)$", x).groups() for x in lines]
     assert seeds == [("1", "2", "1"), ("3", "2", "3"), ("5", None, "5")]
 
 
 def test_flags_are_for_every_run_and_come_after_its_own(capsys):
-    lines = commands(
-        capsys, "--experiment", "local_pretrain", "--seeds", "1", "--flags=--compile --eval_every 99"
-    )
-    assert [" ".join(x.split()[6:-2]) for x in lines] == [
-        "--compile --eval_every 99", "--pretrain-steps 0 --compile --eval_every 99"]  # fmt: skip
+    flags = "--compile --eval_every 99"
+    lines = commands(capsys, *f"--experiment fig5 --only umaze-v0 --seeds 1 --flags={flags}".split(" ", 6))
+    assert [" ".join(x.split()[6:-2]) for x in lines] == [f"--entropy-coef {x} {flags}" for x in (0, 1)]
 
 
 def test_what_experiments_have_in_common_is_trained_once(capsys):
@@ -91,8 +87,8 @@ def test_shards_are_disjoint_and_together_the_experiment(capsys):
     everything = commands(capsys, "--experiment", "table6", "local")
     shards = [commands(capsys, "--experiment", "table6", "local", "--shard", f"{i}/7") for i in range(7)]
     assert sorted(sum(shards, [])) == sorted(everything)
-    assert len(set(everything)) == len(everything) == 110
-    assert {len(shard) for shard in shards} == {15, 16}
+    assert len(set(everything)) == len(everything) == 115
+    assert {len(shard) for shard in shards} == {16, 17}
 
 
 @pytest.mark.parametrize("name", ["table1", "table2", "table3", "table5", "table6", "table7", "srpo_table1"])
@@ -304,9 +300,9 @@ def test_a_directory_with_another_run_is_refused(add_fake, capsys):
         (["--experiment", "local", "--only", "nothing"], "has nothing in its path"),
         (["--experiment", "local", "--flags=--seed 3"], "--flags: --seed is set by local for DTQL"),
         (["--experiment", "local", "--flags=--eval_only=x"], "--flags: --eval-only is set by local for DTQL"),
-        (["--experiment", "local_pretrain", "--flags=--pretrain_steps=9"],
-         "--flags: --pretrain-steps is set by local_pretrain for no pretraining"),
-        (["--experiment", "local_omega", "--flags=--baseline"], "--flags: --baseline is set by local_omega"),
+        (["--experiment", "table3", "--flags=--pretrain_steps=9"],
+         "--flags: --pretrain-steps is set by table3 for no pretraining"),
+        (["--experiment", "srpo_fig6", "--flags=--baseline"], "--flags: --baseline is set by srpo_fig6"),
         (["--experiment", "local", "--shard", "0/2", "--gpus-per-run", "1"], "not with --gpus-per-run"),
         (["--experiment", "local", "--shard", "0/2", "--address", "x:1"], "not with --gpus-per-run"),
     ],
@@ -322,12 +318,12 @@ def test_bad_flags_end_with_one_line(flags, message, capsys):
 def test_a_run_that_is_killed_resumes_to_the_same_metrics(tmp_path):
     """In the middle, by kill -9 of the sweep."""
     flags = "--pretrain-steps 5 --train-steps 60 --eval-episodes 0 --checkpoint-every 5"
-    base = ["--flags", flags, *"--experiment local --only dtql_gaussian --seeds 1 --shard 0/1".split()]
+    base = ["--flags", flags, *"--experiment local --only dtql_gaussian/ --seeds 1 --shard 0/1".split()]
     start = lambda runs: subprocess.Popen(
         [sys.executable, "-m", "benchmark.sweep.run", *base, "--runs", str(runs)], cwd=ROOT,
         env=script_env(tmp_path), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
-    name = "local_hopper_medium-v0/dtql_gaussian/seed-1"
+    name = "local_reacher_wander-v0/dtql_gaussian/seed-1"
     assert start(tmp_path / "whole").wait() == 0
     driver = start(tmp_path / "cut")
     wait_for(lambda: (tmp_path / "cut" / name / "checkpoint.pt").exists() or driver.poll() is not None)

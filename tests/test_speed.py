@@ -7,7 +7,6 @@ import pytest
 import torch
 from helpers import ROOT
 
-sys.path.insert(0, str(ROOT))
 from benchmark.speed import speed, tables
 
 CPU = torch.device("cpu")

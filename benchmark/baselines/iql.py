@@ -60,7 +60,7 @@ from tqdm import tqdm
 # ------------------------------------------------------------------------------------------------ arguments
 @dataclasses.dataclass
 class Args:  # None: the task's value in TASKS, or as the comment says
-    env_id: str = "local/hopper/medium-v0"  # D4RL name (walker2d-medium-v2), Minari id, or local Minari id
+    env_id: str = "local/reacher/wander-v0"  # D4RL name (walker2d-medium-v2), Minari id, or local Minari id
     seed: int = 1  # of the one random stream of a run, whose agents are called seed, seed + 1, ...
     num_seeds: int = 1  # agents trained together, each with weights, batches and noise of its own
     device: str = "auto"  # auto (cuda if there is one), cpu or cuda; which GPU: CUDA_VISIBLE_DEVICES
@@ -220,7 +220,7 @@ TASK_FIELDS = ("beta", "expectile", "dropout", "batch_size", "train_steps", "eva
 LOCOMOTION = (3.0, 0.7, False, 256, 1_000_000, 50_000, 10)  # evaluation: [ours], dtql_gaussian.py's
 ANTMAZE = (10.0, 0.9, False, 256, 1_000_000, 50_000, 100)
 KITCHEN_ADROIT = (0.5, 0.7, True, 256, 1_000_000, 50_000, 100)
-LOCAL_TASK = (3.0, 0.7, False, 256, 60_000, 20_000, 10)  # [ours]: three times 1 / (tau (1 - discount)) steps
+LOCAL_TASK = (3.0, 0.7, False, 64, 8_000, 1_000, 50)  # [ours]: dtql_gaussian.py's steps
 
 
 def settings_of(env_id: str) -> dict:
@@ -405,10 +405,8 @@ def load_minari(dataset_id: str) -> tuple:
     dataset, episodes = open_minari(dataset_id), []
     path, space = Path(dataset.storage.data_path) / "main_data.hdf5", dataset.action_space
     with explain(f"cannot read {path}, with actions {space}"):
-        check(
-            np.isfinite(space.high - space.low).all() and len(dataset),
-            f"{path}: no episodes, or no finite bounds in {space}",
-        )
+        good = len(dataset) and np.isfinite(space.high - space.low).all()
+        check(good, f"{path}: no episodes, or no finite bounds in {space}")
         for episode in dataset:
             obs = flatten(episode.observations)
             pad = lambda x: np.concatenate([x, np.zeros_like(x[:1])])[: len(obs)]  # a row for each of obs

@@ -9,12 +9,17 @@
     python -m benchmark.data.collect --env-id Hopper-v4 --prefix mine/hopper
     python dtql_gaussian.py --env-id mine/hopper/medium-v0
 
-`--policy controller`: the controller of controllers.py beside this file for the AntMaze, pen or kitchen acts,
-with noise. `{prefix}/controller-v0` is its rollouts; nothing is trained.
+`--policy controller`: the controller of controllers.py beside this file for the AntMaze, pen, kitchen or
+Reacher acts, with noise. `{prefix}/{kind}-v0` is its rollouts; nothing is trained:
 
     pip install -r benchmark/requirements.txt
     python -m benchmark.data.collect --policy controller --env-id antmaze-umaze-v2 --prefix mine/antmaze-umaze
     python dtql_gaussian.py --env-id mine/antmaze-umaze/controller-v0
+
+The scripts' default, `local/reacher/wander-v0`, is
+
+    python -m benchmark.data.collect --policy controller --env-id Reacher-v5 --prefix local/reacher \\
+        --kind wander --transitions 50000
 """
 
 import os
@@ -33,23 +38,38 @@ from minari.data_collector import EpisodeBuffer
 from benchmark.data.controllers import controller_for
 from dtql_gaussian import D4RL_RETURNS
 
+RETURNS = D4RL_RETURNS | {  # that score 0 and 100
+    "reacher": (-128.5, -27.2),  # ours, with the weight below: random actions, and a controller of the target
+}
+OPTIONS = {"reacher": {"reward_dist_weight": 10.0}}  # so that the distance counts more than the torques
+
 
 @dataclass
 class Args:
     policy: Literal["crossq", "controller"] = "crossq"
-    """who acts: a policy trained here, or the scripted controller of an AntMaze, pen or kitchen"""
+    """who acts: a policy trained here, or the scripted controller of an AntMaze, pen, kitchen or Reacher"""
     env_id: str = "Hopper-v4"
     """Gymnasium environment with actions in [-1, 1], or a name of benchmark/envs/d4rl.py"""
     prefix: str = "mine/hopper"
-    """the sets become {prefix}/medium-v0 and {prefix}/medium-replay-v0, or {prefix}/controller-v0"""
+    """the sets become {prefix}/medium-v0 and {prefix}/medium-replay-v0, or {prefix}/{kind}-v0"""
+    kind: str = "controller"
+    """controller: what the set is called"""
     transitions: int = 100_000
     """least number of transitions in a set of rollouts; the last episode is completed"""
     seed: int = 1
     """seed of training, or of the controller's choices; rollouts are reset with 10000, 10001, ..."""
     medium_steps: int = 45_000
-    """crossq: environment steps before the policy is taken as the medium one (local/: 45k, 60k, 55k)"""
+    """crossq: environment steps before medium (local/: hopper 45k, walker2d 60k, halfcheetah 55k)"""
     replay_steps: int = 64_000
-    """crossq: environment steps whose replay buffer is stored (local/: 64k, 69k, 56k)"""
+    """crossq: environment steps whose replay buffer is stored (local/hopper: 64k)"""
+
+
+def family(env_id: str) -> str:
+    return env_id.partition("-")[0].lower()
+
+
+def make(env_id: str) -> gym.Env:
+    return gym.make(env_id, **OPTIONS.get(family(env_id), {}))
 
 
 def episode_buffer(observations, actions, rewards, terminations, truncations) -> EpisodeBuffer:
@@ -101,12 +121,12 @@ def replay_episodes(buffer) -> list[EpisodeBuffer]:
 
 
 def save(dataset_id: str, env_id: str, episodes: list[EpisodeBuffer], description: str, **metadata) -> None:
-    """Write the episodes as a compressed Minari dataset with D4RL's reference scores; print what is in it."""
-    returns_of_scores = D4RL_RETURNS.get(env_id.partition("-")[0].lower(), ())
+    """Write the episodes as a compressed Minari dataset with its reference scores; print what is in it."""
+    returns_of_scores = RETURNS.get(family(env_id), ())
     reference = dict(zip(("ref_min_score", "ref_max_score"), returns_of_scores))
     with warnings.catch_warnings(action="ignore"):  # no author, no permanent link to code
         dataset = minari.create_dataset_from_buffers(
-            dataset_id, episodes, env=env_id, description=description, **reference, **metadata
+            dataset_id, episodes, env=make(env_id), description=description, **reference, **metadata
         )
     compress(dataset.storage.data_path / "main_data.hdf5")
     returns = [np.sum(e.rewards) for e in episodes]
@@ -144,7 +164,7 @@ def collect_crossq(args: Args, env: gym.Env) -> None:
     act = lambda observation: model.predict(observation, deterministic=False)[0]
     save(
         f"{args.prefix}/medium-v0", args.env_id,
-        rollouts(gym.make(args.env_id), lambda info: act, args.transitions),
+        rollouts(make(args.env_id), lambda info: act, args.transitions),
         f"Stochastic rollouts of {how}, after {args.medium_steps} steps.", algorithm_name="CrossQ",
     )  # fmt: skip
     model.learn(args.replay_steps - args.medium_steps, reset_num_timesteps=False)
@@ -159,7 +179,7 @@ def collect_controller(args: Args, env: gym.Env) -> None:
     controller = controller_for(args.env_id)
     rng = np.random.default_rng(args.seed)
     save(
-        f"{args.prefix}/controller-v0", args.env_id,
+        f"{args.prefix}/{args.kind}-v0", args.env_id,
         rollouts(env, lambda info: controller(env, info, rng), args.transitions),
         f"Rollouts of controllers.{controller.__name__} on {args.env_id}, seed {args.seed}",
         algorithm_name=controller.__name__,
@@ -169,11 +189,11 @@ def collect_controller(args: Args, env: gym.Env) -> None:
 def main() -> None:
     args = tyro.cli(Args, description=__doc__)
     os.environ.setdefault("MINARI_DATASETS_PATH", str(Path(__file__).resolve().parents[2] / "datasets"))
-    kinds = {"crossq": ("medium-v0", "medium-replay-v0"), "controller": ("controller-v0",)}[args.policy]
+    kinds = {"crossq": ("medium-v0", "medium-replay-v0"), "controller": (f"{args.kind}-v0",)}[args.policy]
     there = [kind for kind in kinds if Path(os.environ["MINARI_DATASETS_PATH"], args.prefix, kind).exists()]
     if there:
         raise SystemExit(f"{args.prefix}/{there[0]} is there already; remove it or choose another --prefix")
-    env = gym.make(args.env_id)
+    env = make(args.env_id)
     low, high = env.action_space.low, env.action_space.high
     if not (np.all(low == -1) and np.all(high == 1)):
         raise SystemExit(f"{args.env_id}: policies here act in [-1, 1], the environment's actions differ")

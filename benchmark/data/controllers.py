@@ -1,8 +1,9 @@
-"""Scripted controllers for AntMaze, pen and kitchen: `python -m benchmark.data.collect --policy controller`.
+"""Scripted controllers for data: `python -m benchmark.data.collect --policy controller`.
 
 They are no learned policies and no baselines: each may look at what its environment hides (the goal, the
 simulator's model and state). They are for data, made offline within minutes, from which the scripts can learn
-to score above 0 in each family. So they act with noise, whose size differs from episode to episode.
+to score above 0 in each family. So they act with noise, whose size differs from episode to episode. Reacher's
+is another kind: it does not look at the target, and its noise is of one size.
 
 A controller is made for one episode, `controller_for(env_id)(env, info, rng)` after a reset that returned
 info, and then called with each observation; it returns an action in [-1, 1].
@@ -298,11 +299,50 @@ class PenController:
         return np.clip(self.posture + self.noise * self.rng.standard_normal(24), -1, 1)
 
 
-CONTROLLERS = {"antmaze": AntController, "kitchen": KitchenController, "pen": PenController}
+# --------------------------------------------------------------------------------------------------- Reacher
+class ReacherController:
+    """An arm of two joints that reaches for points of the disc in which targets lie, for 5 to 25 steps each,
+    but never knowingly for the episode's target; torques of a PD controller, of a gain drawn for each point,
+    and noise. So the mean action leads nowhere, and a policy has to put together what the arm did on its ways
+    elsewhere."""
+
+    UPPER, FOREARM, RADIUS = 0.1, 0.11, 0.2  # metres; of the disc
+    DAMPING = 0.2  # seconds: velocity against angle in the torque
+    NOISE = 0.1  # standard deviation of an action's
+
+    def __init__(self, env: gym.Env, info: dict, rng: np.random.Generator):
+        self.rng, self.steps_left = rng, 0
+
+    def angles_at(self, point: np.ndarray) -> np.ndarray:
+        """Both joints' angles that bring the fingertip to the point; which of the two ways, by chance."""
+        across = (point @ point - self.UPPER**2 - self.FOREARM**2) / (2 * self.UPPER * self.FOREARM)
+        elbow = self.rng.choice([-1, 1]) * np.arccos(np.clip(across, -1, 1))
+        offset = np.arctan2(self.FOREARM * np.sin(elbow), self.UPPER + self.FOREARM * np.cos(elbow))
+        return np.array([np.arctan2(point[1], point[0]) - offset, elbow])
+
+    def __call__(self, obs: np.ndarray) -> np.ndarray:
+        if self.steps_left == 0:
+            radius, direction = self.RADIUS * np.sqrt(self.rng.random()), self.rng.uniform(-np.pi, np.pi)
+            self.wanted = self.angles_at(radius * np.array([np.cos(direction), np.sin(direction)]))
+            self.steps_left, self.gain = self.rng.integers(5, 26), self.rng.uniform(0.3, 0.9)
+        self.steps_left -= 1
+        cos, sin, velocities = obs[:2], obs[2:4], obs[6:8]
+        error = self.wanted - np.arctan2(sin, cos)
+        error[0] = (error[0] + np.pi) % (2 * np.pi) - np.pi  # the first joint turns all the way round
+        action = self.gain * (error - self.DAMPING * velocities) + self.NOISE * self.rng.standard_normal(2)
+        return np.clip(action, -1, 1)
+
+
+CONTROLLERS = {
+    "antmaze": AntController,
+    "kitchen": KitchenController,
+    "pen": PenController,
+    "Reacher": ReacherController,
+}
 
 
 def controller_for(env_id: str) -> type:
-    """The controller's class for an environment of benchmark/envs/d4rl.py."""
+    """The controller's class for an environment of benchmark/envs/d4rl.py, or for Reacher-v5."""
     family = env_id.partition("-")[0]
     if family not in CONTROLLERS:
         raise SystemExit(f"{env_id}: no controller; there is one for each of {', '.join(CONTROLLERS)}")

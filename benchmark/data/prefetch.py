@@ -1,7 +1,7 @@
 """Fetches and checks D4RL's data files ahead of time, for machines without a network.
 
     python -m benchmark.data.prefetch hopper-medium-v2 antmaze-umaze-v0
-    python -m benchmark.data.prefetch --table1    # the 20 tasks of the paper's Table 1
+    python -m benchmark.data.prefetch --table1    # the 26 tasks of the sweep table1, AntMaze-v2 too
     python -m benchmark.data.prefetch --all
 
 Files lie in $D4RL_DATASET_DIR (default ~/.d4rl/datasets), where the scripts look for them; those that are
@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 import dtql_gaussian as script  # its dataset section is that of all four scripts
-from benchmark.sweep.experiments import read
+from benchmark.sweep.experiments import TASKS, read
 
 CHECKSUMS = {row["path"]: (int(row["bytes"]), row["sha256"]) for row in read("d4rl_sha256.csv")}
 
@@ -38,11 +38,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("names", nargs="*", metavar="NAME", help="D4RL's, e.g. hopper-medium-v2")
     parser.add_argument("--all", action="store_true", help="every D4RL name that the scripts know")
-    parser.add_argument("--table1", action="store_true", help="the tasks of the paper's Table 1")
+    parser.add_argument("--table1", action="store_true", help="the tasks of the sweep table1")
     args = parser.parse_args()
-    names = list(script.D4RL_FILES) if args.all else list(args.names)
-    if args.table1:  # which has rows of averages, too
-        names += [row["task"] for row in read("table1_d4rl.csv") if not row["task"].endswith("Average")]
+    names = list(script.D4RL_FILES) if args.all else args.names + TASKS * args.table1
     unknown = [name for name in names if name not in script.D4RL_FILES]
     if not names or unknown:
         parser.error(f"unknown: {' '.join(unknown)}" if unknown else "give a NAME, --table1 or --all")

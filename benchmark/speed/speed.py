@@ -16,8 +16,8 @@ of each phase, hours for all of them, and seconds that a trajectory of 700 steps
 
 scaling: DTQL's training step at other batch sizes, widths and numbers of seeds.
 
-Sizes but for part paper are walker2d's: 17 observation and 6 action dims; batch 256, SRPO's behaviour model
-2048. --scripts times some alone and leaves the others' rows in the output file as they are.
+Sizes but for part paper are walker2d's: 17 observation and 6 action dims; batch 256, 2048 for IDQL and
+SRPO's behaviour model. --scripts times some alone and leaves the others' rows in the output file as they are.
 """
 
 import argparse

@@ -1,10 +1,10 @@
 """The tables and figures of the papers as lists of runs: which script, which flags, which number to compare.
 
 `python -m benchmark.sweep.run --experiment NAME` trains one, `--dry-run` prints its command lines. Tables and
-figures are DTQL's (arXiv 2405.19690), with the prefix srpo_ SRPO's (arXiv 2310.07297); those of local* ask
-the same questions on datasets that are part of this repository. The papers' numbers are in
-benchmark/paper/*.csv. What the project knows of a figure is its question, not which tasks it shows: the
-tasks of fig5, srpo_fig6 and srpo_fig10 are our choice.
+figures are DTQL's (arXiv 2405.19690), with the prefix srpo_ SRPO's (arXiv 2310.07297); local and local_alpha
+ask our own questions on the embedded dataset. The papers' numbers are in benchmark/paper/*.csv. What the
+project knows of a figure is its question, not which tasks it shows: the tasks of fig5, srpo_fig6 and
+srpo_fig10 are our choice.
 
 A flag that a setting does not name takes the script's own value for the task, which is the paper's.
 """
@@ -28,9 +28,7 @@ MAZES = ("umaze", "umaze-diverse", "medium-play", "medium-diverse", "large-play"
 ANTMAZE_V0, ANTMAZE_V2 = ([f"antmaze-{maze}-{version}" for maze in MAZES] for version in ("v0", "v2"))
 OTHERS = ["pen-human-v1", "pen-cloned-v1", "kitchen-complete-v0", "kitchen-partial-v0", "kitchen-mixed-v0"]
 TASKS = [*GYM, *ANTMAZE_V0, *ANTMAZE_V2, *OTHERS]
-LOCAL = "local/hopper/medium-v0"
-LOCAL_SETS = [f"local/{robot}/{data}-v0" for data in ("medium", "medium-replay")
-              for robot in ("halfcheetah", "hopper", "walker2d")]  # fmt: skip
+LOCAL = "local/reacher/wander-v0"
 DTQL, IMPLICIT, KL, SRPO = "dtql_gaussian.py", "dtql_implicit.py", "kl_distill.py", "srpo.py"
 DQL, IDQL = "benchmark/baselines/diffusion_ql.py", "benchmark/baselines/idql.py"
 FQL, IQL = "benchmark/baselines/fql.py", "benchmark/baselines/iql.py"
@@ -168,11 +166,13 @@ OMEGAS = {
 # 1000 of 24.71 s are 6.86 h, though, and the table says 9.42.)
 TIMED = ("--eval-episodes", "0")
 TIME_TABLE = {
-    "DQL": (DQL, "--train-steps", "1000000", *TIMED),
-    "IDQL": (IDQL, "--train-steps", "3000000", *TIMED),
+    "DQL": (DQL, *TIMED),
+    "IDQL": (IDQL, *TIMED),
     "SRPO": (SRPO, *TIMED),
     "DTQL": (DTQL, *TIMED),
 }
+
+WITHOUT_Q = DTQL, "--alpha", "1000000", "--eval-candidates", "1"  # Q has no part, in training or in acting
 
 
 def entropies(*coefs: str) -> dict[str, tuple[str, ...]]:
@@ -225,22 +225,15 @@ EXPERIMENTS = {
                    grid(MEDIUM, betas("0.01", "0.05", "0.1", "0.2", "0.5")), paper=srpo_fig10,
                    source="SRPO, Table 1"),
         Experiment("local", "All algorithms on the embedded dataset",
-                   "Trust region against KL, SRPO and the baselines; Gaussian against implicit policy",
+                   "What does Q add to cloning, and which algorithm makes the most of it?",
                    grid([LOCAL], {"DTQL": (DTQL,), "DTQL implicit": (IMPLICIT,), "KL": (KL,),
                                   "SRPO": (SRPO,), "FQL": (FQL,), "IDQL": (IDQL,), "DQL": (DQL,),
-                                  "IQL": (IQL,), "BC": (IQL, "--beta", "0"),
+                                  "IQL": (IQL,), "DTQL without Q": WITHOUT_Q,
+                                  "BC, squared error": (IQL, "--beta", "0", "--fixed-std"),
                                   "BC, sampled": (IQL, "--beta", "0", "--eval-candidates", "1")})),
-        Experiment("local_sets", "DTQL and SRPO on the six embedded datasets",
-                   "Which of the two is better, over tasks?",
-                   grid(LOCAL_SETS, {"DTQL": (DTQL,), "SRPO": (SRPO,)})),
-        Experiment("local_pretrain", "Pretraining, on the embedded dataset",
-                   "Table 3's question", grid([LOCAL], PRETRAINING)),
-        Experiment("local_entropy", "The entropy term, on the embedded dataset",
-                   "Figure 5's question", grid([LOCAL], entropies("0", "1", "10"))),
-        Experiment("local_omega", "ω(t) and the baseline of SRPO, on the embedded dataset",
-                   "The question of SRPO's Figure 6", grid([LOCAL], OMEGAS)),
-        Experiment("local_beta", "SRPO's β, on the embedded dataset",
-                   "The question of SRPO's Figure 10",
-                   grid([LOCAL], betas("0.01", "0.05", "0.1", "0.2", "0.5"))),
+        Experiment("local_alpha", "DTQL's α on the embedded dataset",
+                   "How much trust region does the policy need?",
+                   grid([LOCAL], {"α = 1": (DTQL, "--alpha", "1"), "α = 5": (DTQL,),
+                                  "α = 25": (DTQL, "--alpha", "25"), "without Q": WITHOUT_Q})),
     )
 }  # fmt: skip

@@ -1,7 +1,7 @@
 """Tables and learning curves from the files of runs, as Markdown and as one HTML page that needs no network.
 
     python -m benchmark.sweep.report runs        # writes runs/report.md, report.html and report/*.svg
-    python -m benchmark.sweep.report benchmark/results/local --readme    # prints one experiment's table
+    python -m benchmark.sweep.report benchmark/results/local --readme local    # prints an experiment's table
 
 A run is a folder with config.json, metrics.jsonl (or .jsonl.gz) and result.json, anywhere in the given one.
 Those of benchmark/sweep/run.py stand under their experiments, beside the papers' numbers; all others at the
@@ -356,9 +356,10 @@ def draw_curves(of_task: pd.DataFrame, labels: list[str]) -> str:
         figure = Figure(figsize=(4, 2.5 + 0.09 * of_task["label"].nunique()), layout="constrained")
         ax = figure.subplots()
         for label, cell in of_task.groupby("label", sort=False):
-            curve, color = curves(cell), f"C{labels.index(label)}"
+            curve, i = curves(cell), labels.index(label)
+            color, style = f"C{i % 6}", ("o-", "s--")[i // 6 % 2]
             mean, std = curve.mean(axis=1), curve.std(axis=1)
-            ax.plot(mean, "o-", markersize=3.5, label=f"{label} ({curve.shape[1]})", color=color)
+            ax.plot(mean, style, markersize=3.5, label=f"{label} ({curve.shape[1]})", color=color)
             if curve.shape[1] >= MIN_SEEDS:
                 ax.fill_between(curve.index, mean - std, mean + std, alpha=0.18, linewidth=0, color=color)
             else:
@@ -459,7 +460,7 @@ def readme_block(section: Section, command: str) -> str:
         rows.append({"task": task, "policy": label, "score, mean ± std over seeds": spread(cell["last"]),
                      "IQM (95 % interval)": "{} ({})".format(*iqm([cell["last"].to_numpy()])),
                      "each seed": ", ".join(f"{x:.0f}" for x in cell["last"]),
-                     "training of a seed, min": f"{np.mean(minutes):.0f}"})  # fmt: skip
+                     "training of a seed, min": f"{np.mean(minutes):.1f}"})  # fmt: skip
     runs = section.seeds["run"]
     made = (f"{distinct(section.cells().size())} seeds, "
             f"{distinct(run.config['eval_episodes'] for run in runs)} episodes for each, commit "
@@ -477,16 +478,17 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("runs", type=Path, help="folder that has run directories in it")
     parser.add_argument("--output", type=Path, help="folder of the report (default: the runs')")
-    parser.add_argument("--readme", action="store_true", help="only print the table of one experiment")
+    parser.add_argument("--readme", metavar="EXPERIMENT", help="only print the table of this one")
     args = parser.parse_args(argv)
     sections = collect(args.runs)
     if not sections:
         fail(f"{args.runs} has no run in it (no config.json); give a folder that has, such as runs/")
     words = ["python", "-m", "benchmark.sweep.report", *(sys.argv[1:] if argv is None else argv)]
     if args.readme:
-        if len(sections) > 1 or not len(sections[0].seeds):
-            fail(f"--readme is for finished runs of one experiment; {args.runs} has none, or others too")
-        print(readme_block(sections[0], shlex.join(words)))
+        found = [x for x in sections if x.experiment.name == args.readme and len(x.seeds)]
+        if not found:
+            fail(f"{args.runs} has no finished run of the experiment {args.readme!r}")
+        print(readme_block(found[0], shlex.join(words)))
         return
     output = args.output or args.runs
     for section in sections:
