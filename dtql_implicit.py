@@ -328,7 +328,8 @@ LOCAL_TASK = (5.0, 0.7, 3e-4, "cosine", 64, 4_000, 4_000, 1_000, 50)  # ours: do
 def settings_of(env_id: str) -> dict:
     """What the flags that were not given become."""
     row = TASKS.get(env_id, LOCAL_TASK if env_id.startswith("local/") else TASKS["walker2d-medium-v2"])
-    return dict(zip(TASK_FIELDS, row)) | {"eval_candidates": 32 if env_id.startswith("local/") else 1024}
+    candidates = {"eval_candidates": 32 if env_id.startswith("local/") else 1024}
+    return dict(zip(TASK_FIELDS, row)) | candidates
 
 
 def adjust_reward(env_id: str, reward: np.ndarray, returns: np.ndarray) -> np.ndarray:
