@@ -11,14 +11,6 @@ sys.path.insert(0, str(ROOT))  # where benchmark/ is
 torch.set_num_threads(1)  # threads of several processes wait for each other, at many times the cost
 
 
-def pytest_collection_modifyitems(items):
-    """One process for all tests of a module on one script: they share that script's finished run."""
-    for item in items:
-        params = item.callspec.params if hasattr(item, "callspec") else {}
-        script = next((str(params[name]) for name in ("script", "finished") if name in params), "")
-        item.add_marker(pytest.mark.xdist_group(f"{item.module.__name__} {script}"))
-
-
 @pytest.fixture
 def home(tmp_path, monkeypatch):
     """An empty folder that is HOME and the working directory, and an environment as run_script gives one."""

@@ -7,11 +7,13 @@ import itertools
 import multiprocessing.forkserver
 import os
 import resource
+import runpy
 import shutil
 import subprocess
 import sys
 import tempfile
 import types
+from collections.abc import Callable
 from pathlib import Path
 
 import h5py
@@ -169,28 +171,39 @@ def fork_server():
     return context
 
 
-def fork_script(script: str, *flags, cwd: Path, env: dict | None = None, limit: int | None = None, at=None):
-    """As run_script, in a forked process. limit: bytes that a file may have, as if the disk was full then.
-    at: (name of a function, n, signal), which signal the process gets at its n-th call of what function."""
+def fork(target: Callable, *args, cwd: Path, env: dict | None = None) -> subprocess.CompletedProcess:
+    """target(*args) in a forked process, as run_script runs a script."""
     output = tempfile.mkdtemp()
-    args = script, [*map(str, flags)], cwd, script_env(cwd, **(env or {})), output, limit, at
+    args = target, args, cwd, script_env(cwd, **(env or {})), output
     process = fork_server().Process(target=forked, args=args)
     process.start()
     process.join()
     texts = [Path(output, str(fd)).read_text() for fd in (1, 2)]
     shutil.rmtree(output)
-    return subprocess.CompletedProcess([sys.executable, script, *flags], process.exitcode, *texts)
+    return subprocess.CompletedProcess([sys.executable, *args[1]], process.exitcode, *texts)
 
 
-def forked(script: str, flags: list[str], cwd: Path, env: dict, output: str, limit: int | None, at) -> None:
+def forked(target: Callable, args: tuple, cwd: Path, env: dict, output: str) -> None:
     """The forked process."""
     for fd in (1, 2):
         os.dup2(os.open(f"{output}/{fd}", os.O_WRONLY | os.O_CREAT), fd)
     os.environ.clear()
     os.environ.update(env)
     os.chdir(cwd)
+    target(*args)
+
+
+def fork_script(script: str, *flags, limit: int | None = None, at=None, constants=None, **options):
+    """As run_script, in a forked process. limit: bytes that a file may have, as if the disk was full then.
+    at: (name of a function, n, signal), which signal the process gets at its n-th call of what function.
+    constants: other values of the script's globals."""
+    return fork(main_of, script, [*map(str, flags)], limit, at, constants or {}, **options)
+
+
+def main_of(script: str, flags: list[str], limit: int | None, at: tuple | None, constants: dict) -> None:
     sys.argv = [script, *flags]
     module = importlib.import_module(Path(script).stem)
+    vars(module).update(constants)
     if limit:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     if at:
@@ -206,6 +219,17 @@ def forked(script: str, flags: list[str], cwd: Path, env: dict, output: str, lim
 
         setattr(owner, name, counted)
     module.main()
+
+
+def run_program(*words: str) -> None:
+    """`python *words`, -m or a file and its arguments, in this process."""
+    sys.argv = [*words]
+    if words[0] == "-m":
+        sys.argv = [*words[1:]]
+        runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+    else:
+        sys.path.insert(0, str(Path(words[0]).resolve().parent))
+        runpy.run_path(words[0], run_name="__main__")
 
 
 def write_d4rl(path: Path, n: int = 64, obs_dim: int = 11, action_dim: int = 3, seed: int = 0, **overrides):

@@ -6,7 +6,6 @@ import pickle
 import re
 import shutil
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -21,7 +20,6 @@ from helpers import (
     fork_script,
     load_script,
     run_script,
-    script_env,
     train,
     write_d4rl,
 )
@@ -89,22 +87,11 @@ def finished(finished_home, home) -> Path:
 
 
 # ----------------------------------------------------------------------------------- processes, one of a kind
-@all_scripts
-@pytest.mark.parametrize("optimized", [False, True])
-def test_a_process_ends_with_one_line_and_code_2(script, optimized, tmp_path):
-    """NaN in a file; and with `python -O`, which removes asserts."""
+def test_a_process_ends_with_one_line_and_code_2(tmp_path):
+    """NaN in a file."""
     write_d4rl(tmp_path / FILE, observations=at((64, 11), 25, np.nan))
-    command = "--env-id", NAME, "--run-dir", "run", *fast_flags(script)
-    if optimized:
-        if script != SCRIPT:
-            pytest.skip("common code")
-        command = [sys.executable, "-O", str(ROOT / script), *command]
-        result = subprocess.run(
-            command, cwd=tmp_path, env=script_env(tmp_path), capture_output=True, text=True
-        )
-        result.args = command[1:]
-    else:
-        result = (run_script if script == SCRIPT else fork_script)(script, *command, cwd=tmp_path)
+    flags = "--env-id", NAME, "--run-dir", "run", *fast_flags(SCRIPT)
+    result = run_script(SCRIPT, *flags, cwd=tmp_path)
     assert_refused(result, str(tmp_path / FILE), "observation of row", "25", "NaN")
     assert not (tmp_path / "run").exists()
 
@@ -118,33 +105,31 @@ def test_no_script_checks_input_by_assert():
     "error, code", [("ValueError", 1), ("KeyError", 1), ("OSError", 2), ("FloatingPointError", 3),
                     ("KeyboardInterrupt", 130)]
 )  # fmt: skip
-@all_scripts
-def test_exit_codes(script, error, code, monkeypatch, capsys, home):
+def test_exit_codes(error, code, monkeypatch, capsys, small):
     """An error in the program is no bad input: it keeps its traceback."""
-    module = load_script(script)
+    module = load_script(SCRIPT)
     kind = vars(module)["__builtins__"][error]
 
     def update(*_):
         raise kind("planted")
 
     monkeypatch.setitem(module.PHASES, [*module.PHASES][-1], update)
-    monkeypatch.setattr(sys, "argv", [script, *fast_flags(script), "--run-dir", "run"])
+    monkeypatch.setattr(sys, "argv", [SCRIPT, *small])
     with pytest.raises(kind if code == 1 else SystemExit) as exit_:
         module.main()
     assert Path("run/config.json").exists() and not Path("run/result.json").exists()
     if code != 1:
         assert exit_.value.code == code
-        told = f"to continue: python {script} --resume run" if code == 130 else "planted"
-        assert capsys.readouterr().err == f"{script}: {told}\n"
+        told = f"to continue: python {SCRIPT} --resume run" if code == 130 else "planted"
+        assert capsys.readouterr().err == f"{SCRIPT}: {told}\n"
 
 
 # -------------------------------------------------------------------------------------- names, network, flags
-@all_scripts
 @pytest.mark.parametrize(
     "name, meant", [("hoper-medum-v2", "hopper-medium-v2"), ("local/hoper/medium-v0",) * 2]
 )
-def test_an_unknown_name_shows_the_closest_and_asks_no_server(script, name, meant, refused):
-    refused([repr(name), meant.replace("hoper", "hopper")], "--env-id", name, script=script)
+def test_an_unknown_name_shows_the_closest_and_asks_no_server(name, meant, refused):
+    refused([repr(name), meant.replace("hoper", "hopper")], "--env-id", name)
 
 
 def test_no_network_and_no_d4rl_file(refused, home):

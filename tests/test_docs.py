@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT, SCRIPTS, load_script, run_script, script_env
+from helpers import ROOT, SCRIPTS, fork, fork_script, load_script, run_program
 
 PAGES = [
     ROOT / "README.md",
@@ -89,7 +89,7 @@ def run_dir(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("run")
     steps = "--pretrain-steps", "1", "--train-steps", "1", "--batch-size", "8"
     evaluation = "--eval-episodes", "1", "--eval-candidates", "1"
-    run = run_script(SCRIPTS[0], *steps, *evaluation, "--run-dir", path / "run", cwd=path)
+    run = fork_script(SCRIPTS[0], *steps, *evaluation, "--run-dir", path / "run", cwd=path)
     assert run.returncode == 0, run.stderr
     return path / "run"
 
@@ -118,16 +118,15 @@ def test_commands_parse(page, run_dir):
 
 
 @functools.cache
-def run_program(*words: str) -> subprocess.CompletedProcess:
-    words = [sys.executable, *words]
-    return subprocess.run(words, cwd=ROOT, env=script_env(HOME), capture_output=True, text=True, timeout=120)
+def forked_program(*words: str) -> subprocess.CompletedProcess:
+    return fork(run_program, *words, cwd=ROOT, env={"HOME": str(HOME)})
 
 
 def faults_of_program(words: list[str]) -> list[str]:
     """What is wrong with a command of benchmark/: short ones are run, of others the flags are looked for."""
     program, argv = (words[1:3], words[3:]) if words[1] == "-m" else (words[1:2], words[2:])
     short = "--dry-run" in argv
-    done = run_program(*program, *(argv if short else ["--help"]))
+    done = forked_program(*program, *(argv if short else ["--help"]))
     if done.returncode:
         return [done.stderr[-300:]]
     return [] if short else [x for x in argv if x.startswith("--") and x.partition("=")[0] not in done.stdout]
@@ -200,8 +199,7 @@ def test_own_data_becomes_a_set_that_trains_as_docs_data_prints_it(tmp_path):
     (tmp_path / "make_dataset.py").write_text(with_env)
     (tmp_path / "without.py").write_text("\n".join(program[:-2]) + "\n" + without)
     for name in ("make_dataset.py", "without.py"):
-        words = [sys.executable, "-W", "ignore", name]
-        done = subprocess.run(words, cwd=tmp_path, env=script_env(tmp_path), capture_output=True, text=True)
+        done = fork(run_program, name, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
     trained = [words for words in commands(page) if "mine/pendulum" in "".join(words)]
     assert len(trained) == 2
@@ -210,7 +208,7 @@ def test_own_data_becomes_a_set_that_trains_as_docs_data_prints_it(tmp_path):
         flags += ["--run-dir", f"run{i}"] + (
             ["--eval-episodes", "1", "--eval-candidates", "2"] if i == 0 else []
         )
-        done = run_script(words[1], *flags, cwd=tmp_path)
+        done = fork_script(words[1], *flags, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         assert "400 transitions, 2 episodes" in done.stdout  # all rows but none too many
     result, blind = (json.loads((tmp_path / f"run{i}/result.json").read_text()) for i in (0, 1))

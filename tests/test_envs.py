@@ -4,6 +4,7 @@ test_physics.py compares masses and steps with the engine of D4RL's time."""
 
 import contextlib
 import json
+import re
 import warnings
 from pathlib import Path
 
@@ -130,8 +131,11 @@ def test_an_episode_depends_on_its_seed_alone(name):
     assert first[0][0] != new.reset(seed=2)[0].tolist()
 
 
-@pytest.mark.parametrize("name", load_script(SCRIPTS[0]).TASKS)
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize(  # what differs between the scripts does not depend on the task
+    "script, name",
+    [(SCRIPTS[0], name) for name in load_script(SCRIPTS[0]).TASKS if not re.fullmatch("antmaze.*v0", name)]
+    + [(script, "antmaze-umaze-v2") for script in SCRIPTS[1:]],
+)
 def test_a_script_trains_and_evaluates_on_each_task_of_the_paper(script, name, tmp_path, monkeypatch):
     family = name.partition("-")[0]
     obs_dim, action_dim = SIZES[family]

@@ -2,15 +2,13 @@
 
 import importlib.util
 import json
-import subprocess
-import sys
 
 import gymnasium as gym
 import minari
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT, SCRIPTS, load_script, run_script, script_env
+from helpers import ROOT, SCRIPTS, fork, fork_script, load_script, run_program
 
 from benchmark.data import ogbench as converter
 
@@ -100,8 +98,9 @@ def write_npz(path, name: str) -> None:
 
 
 def convert(home, *argv):
-    command = [sys.executable, "-m", "benchmark.data.ogbench", *map(str, argv)]
-    return subprocess.run(command, cwd=ROOT, env=script_env(home), text=True, capture_output=True)
+    return fork(
+        run_program, "-m", "benchmark.data.ogbench", *map(str, argv), cwd=ROOT, env={"HOME": str(home)}
+    )
 
 
 @needs_ogbench
@@ -140,8 +139,8 @@ def test_the_command_makes_a_set_that_trains_and_is_evaluated_by_success(name, t
 
     flags = ["--env-id", IDS[name], "--pretrain-steps", 10, "--train-steps", 10, "--batch-size", 8]
     for episodes in (0, 1):
-        run = run_script(SCRIPTS[0], *flags, "--eval-episodes", episodes, "--eval-candidates", 1,
-                         "--run-dir", tmp_path / f"run{episodes}", cwd=tmp_path)  # fmt: skip
+        run = fork_script(SCRIPTS[0], *flags, "--eval-episodes", episodes, "--eval-candidates", 1,
+                          "--run-dir", tmp_path / f"run{episodes}", cwd=tmp_path)  # fmt: skip
         assert run.returncode == 0, run.stderr
         result = json.loads((tmp_path / f"run{episodes}/result.json").read_text())
         assert result["step"] == 20

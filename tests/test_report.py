@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import run_script
+from helpers import fork_script
 
 from benchmark.sweep import experiments, report, stats
 from benchmark.sweep.experiments import DTQL, EXPERIMENTS, KL, LOCAL, SRPO, Setting
@@ -393,7 +393,7 @@ def test_a_folder_without_runs_is_one_line_and_exit_code_2(flags, what, tmp_path
 def test_a_run_of_the_script_itself_is_reported_as_it_said(tmp_path):
     flags = ["--pretrain-steps", 2, "--train-steps", 2, "--batch-size", 8, "--num-seeds", 3]
     flags += ["--eval-episodes", 1, "--eval-candidates", 1, "--run-dir", "runs/mine"]
-    ran = run_script("dtql_gaussian.py", *flags, cwd=tmp_path)
+    ran = fork_script("dtql_gaussian.py", *flags, cwd=tmp_path)
     assert ran.returncode == 0, ran.stderr
     markdown, _ = make_report(tmp_path / "runs")
     said = re.search(r"score (-?[\d.]+ ± [\d.]+) \(last, 3 seeds", ran.stdout + ran.stderr)[1]

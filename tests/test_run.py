@@ -1,7 +1,9 @@
 """Whole runs: their files, the same after any kill, resuming, evaluation of saved models, W&B."""
 
+import atexit
 import dataclasses
 import fcntl
+import functools
 import json
 import os
 import random
@@ -10,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
 
@@ -29,18 +32,43 @@ from helpers import (
 
 SCRIPT = SCRIPTS[0]  # for what is the same code in all four
 KILL, INTERRUPT = signal.SIGKILL, signal.SIGINT
-EVERY = 13  # steps between checkpoints
+NAME = "hopper-medium-v2"
+EVERY = 7  # steps between checkpoints
+FIRST, END = 24, 72  # steps before the last phase, and in all
+EVALUATIONS = 44, 64, 72
+
+
+@functools.cache
+def data_dir() -> str:
+    """A folder with a small file for NAME."""
+    folder = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, folder)
+    write_d4rl(Path(folder, "hopper_medium-v2.hdf5"))
+    return folder
+
+
+def fork(script: str, *flags, env: dict | None = None, **options):
+    return fork_script(script, *flags, env={"D4RL_DATASET_DIR": data_dir()} | (env or {}), **options)
+
+
+@pytest.fixture
+def home(home, monkeypatch):
+    monkeypatch.setenv("D4RL_DATASET_DIR", data_dir())
+    return home
+
+
+def fast(script: str) -> list[str]:
+    """Flags of a run of two steps in each phase."""
+    return ["--env-id", NAME, *fast_flags(script)]
 
 
 def short(script: str) -> list[str]:
-    """Flags of a run of 180 steps, the last phase from 60 on; it evaluates at steps 110, 160 and 180."""
+    """Flags of a run that is evaluated and saved several times."""
     *before, last = load_script(script).PHASES
-    steps = {name: 60 // len(before) for name in before} | {last: 120}
-    flags = (
-        "--device cpu --num-seeds 2 --batch-size 32 --learning-rate 3e-4 --eval-every 50 --eval-episodes 2"
-    )
+    steps = {name: FIRST // len(before) for name in before} | {last: END - FIRST}
+    flags = f"--env-id {NAME} --device cpu --num-seeds 2 --batch-size 32 --learning-rate 3e-4 --eval-every 20"
+    flags += f" --eval-episodes 2 --checkpoint-every {EVERY}"
     flags += " --behavior-batch-size 32" if script == "srpo.py" else " --eval-candidates 8"
-    flags += f" --checkpoint-every {EVERY}"
     return [*flags.split(), *(flag for name, n in steps.items() for flag in (f"--{name}-steps", str(n)))]
 
 
@@ -62,13 +90,22 @@ def assert_equal_runs(a: Path, b: Path) -> None:
     assert metrics(a) == metrics(b)
 
 
-@pytest.fixture(scope="module", params=SCRIPTS)
-def finished(request, tmp_path_factory):
-    """(script, the directory of an undisturbed run, its output)."""
-    home = tmp_path_factory.mktemp("finished")
-    done = fork_script(request.param, *short(request.param), "--run-dir", "run", cwd=home)
+@functools.cache
+def undisturbed(script: str) -> tuple[str, Path, str]:
+    """(script, the directory of a run, its output)."""
+    home = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, home)
+    done = fork(script, *short(script), "--run-dir", "run", cwd=home)
     assert done.returncode == 0, done.stderr
-    return request.param, home / "run", done.stdout
+    return script, home / "run", done.stdout
+
+
+@pytest.fixture(params=SCRIPTS)
+def finished(request):
+    return undisturbed(request.param)
+
+
+common_code = pytest.mark.parametrize("finished", SCRIPTS[:1], indirect=True)
 
 
 def test_a_run_writes_what_it_promises(finished):
@@ -90,76 +127,77 @@ def test_a_run_writes_what_it_promises(finished):
     assert None not in [config[name] for name in module.settings_of(config["env_id"])]  # resolved
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
     assert (config["script"], config["git_commit"]) == (script, commit.strip() or None)
-    assert (config["obs_dim"], config["action_dim"], config["action_high"]) == (10, 2, [1, 1])
+    assert (config["obs_dim"], config["action_dim"], config["action_high"]) == (11, 3, [1, 1, 1])
     result = json.loads((run_dir / "result.json").read_text())
     assert {name: x for name, x in result.items() if name in config} == config
-    assert (result["metric"], result["step"], result["peak_memory_mib"]) == ("Minari score", 180, None)
+    assert (result["metric"], result["step"], result["peak_memory_mib"]) == ("score", END, None)
     assert result["train_seconds"] > 0 and result["eval_seconds"] > 0
     lines = metrics(run_dir)
     evaluations = [line for line in lines if "eval/returns" in line]
     assert [(line["step"], line["seed"]) for line in evaluations] == [
-        (step, seed) for step in (110, 160, 180) for seed in (1, 2)
+        (step, seed) for step in EVALUATIONS for seed in (1, 2)
     ]
     for line in evaluations:
         assert len(line["eval/returns"]) == len(line["eval/lengths"]) == 2
-        score = 100 * (line["eval/return"] + 128.5) / (-27.2 + 128.5)  # the references of datasets/README.md
+        score = 100 * (line["eval/return"] + 20.272305) / (3234.3 + 20.272305)  # D4RL's references
         assert line["eval/normalized_score"] == pytest.approx(score)
     for seed in (1, 2):
         scores = [line["eval/normalized_score"] for line in evaluations if line["seed"] == seed]
         assert result["seeds"][str(seed)] == pytest.approx({"last": scores[-1], "best": max(scores)})
     assert f"writing run; after an interruption: python {script} --resume run\n" in output
-    assert re.search(r"\(last, 2 seeds × 2 episodes\); physics: MuJoCo \S+\nwrote run: ", output)
+    assert re.search(r"\(last, 2 seeds × 2 episodes\); physics: D4RL's, of MuJoCo 2.1.0\nwrote run: ", output)
     losses = [line for line in lines if line["seed"] == 1]
-    ends = {30, 60, 110, 160, 180} if script == "srpo.py" else {60, 110, 160, 180}
-    assert [line["step"] for line in losses] == sorted(ends | {*range(EVERY, 180, EVERY)})
+    ends = {FIRST, *EVALUATIONS} | ({FIRST // 2} if script == "srpo.py" else set())
+    assert [line["step"] for line in losses] == sorted(ends | {*range(EVERY, END, EVERY)})
     assert "policy_q" in losses[-1] and "policy_q" not in losses[0]  # only what the phase trains
     if script != "srpo.py":
         assert losses[-1]["bc_loss"] < losses[0]["bc_loss"]
     assert not list(run_dir.glob("*.part"))
 
 
+@common_code  # of the others a run that was killed equals another
 def test_one_command_gives_one_run(finished, tmp_path):
     script, run_dir, output = finished
-    run = run_script if script == SCRIPTS[0] else fork_script
-    done = run(script, *short(script), "--run-dir", "run", cwd=tmp_path)
+    env = {"D4RL_DATASET_DIR": data_dir()}
+    done = run_script(script, *short(script), "--run-dir", "run", cwd=tmp_path, env=env)
     assert done.returncode == 0, done.stderr
     assert_equal_runs(run_dir, tmp_path / "run")
     again, first = (json.loads((x / "config.json").read_text()) for x in (tmp_path / "run", run_dir))
     assert again["id"] != first["id"] and again | {"id": ""} == first | {"id": ""}
 
 
-def kill_often(script: str, home: Path, *flags, seed: int, env: dict, few: bool = False) -> None:
-    """The run, killed at random moments of every kind, or of a few, and resumed each time."""
+def kill_often(script: str, home: Path, *flags, seed: int, **options) -> None:
+    """The run, killed at random moments of every kind, and resumed each time."""
     rng, step = random.Random(seed), 0
-    checkpoints = lambda: len({*range(EVERY, 180, EVERY), 180} - {*range(step + 1)})  # yet to be written
-    run = lambda at=None, *flags: fork_script(script, *flags, cwd=home, env=env, at=at)
+    checkpoints = lambda: len({*range(EVERY, END, EVERY), END} - {*range(step + 1)})  # yet to be written
+    run = lambda at=None, *flags: fork(script, *flags, cwd=home, at=at, **options)
     begin, resume = (*short(script), *flags, "--run-dir", "run"), ("--resume", "run")
     assert run(("os.fsync", 1, KILL), *begin).returncode == -KILL  # between mkdir and config.json
     assert not (home / "run/config.json").exists()
     assert run(("torch.randint", rng.randint(1, EVERY), KILL), *begin).returncode == -KILL
     assert not (home / "run/checkpoint.pt").exists()
     moments = [
-        lambda: ("torch.randint", rng.randint(EVERY + 1, 59)),  # in a step before the last phase
+        lambda: ("torch.randint", rng.randint(EVERY + 1, FIRST - 1)),  # in a step before the last phase
         lambda: ("os.replace", rng.randint(2, 4)),  # before the checkpoint has its name; config.json is first
-        lambda: ("act", rng.randint(1, 9)),  # in the evaluation at step 110
-        lambda: ("torch.randint", rng.randint(7, 60)),  # after a line of metrics and before its checkpoint
+        lambda: ("act", rng.randint(1, 9)),  # in the first evaluation
+        lambda: ("torch.randint", rng.randint(3, 20)),  # after a line of metrics and before its checkpoint
         lambda: ("os.fsync", rng.randint(2, 3)),  # in the middle of a checkpoint
         lambda: ("os.replace", checkpoints() + 2),  # after the last step, before model.pt
         lambda: ("os.replace", checkpoints() + 3),  # between model.pt and result.json
     ]
-    for moment in moments[2:4] if few else moments:
+    for moment in moments:
         done = run((*moment(), KILL), *resume)
         assert done.returncode == -KILL, done.stderr
         assert not (home / "run/result.json").exists()
         step = load(home / "run/checkpoint.pt")["state"]["step"]
-    assert few or step == 180
+    assert step == END
     done = run(None, *resume)
     assert done.returncode == 0, done.stderr
 
 
 def test_a_run_killed_at_any_moment_and_resumed_is_the_undisturbed_one(finished, tmp_path):
     script, whole, _ = finished
-    kill_often(script, tmp_path, seed=SCRIPTS.index(script), env={})
+    kill_often(script, tmp_path, seed=SCRIPTS.index(script))
     assert_equal_runs(whole, tmp_path / "run")
 
 
@@ -168,45 +206,55 @@ ALL_COMPILED = "ALL_COMPILED" in os.environ  # all four, and at all moments: min
 
 @pytest.mark.parametrize("script", SCRIPTS if ALL_COMPILED else SCRIPTS[:1])
 def test_a_compiled_run_killed_at_any_moment_and_resumed_is_the_undisturbed_one(script, tmp_path):
-    env = {"TORCHINDUCTOR_COMPILE_THREADS": "1"}
-    done = fork_script(script, *short(script), "--compile", "--run-dir", "whole", cwd=tmp_path, env=env)
+    """Of networks with one hidden layer, which are sooner compiled."""
+    options = {"env": {"TORCHINDUCTOR_COMPILE_THREADS": "1"}, "constants": {"HIDDEN": (32,), "BLOCKS": 1}}
+    run = lambda *flags, **at: fork(script, *flags, cwd=tmp_path, **options, **at)
+    done = run(*short(script), "--compile", "--run-dir", "whole")
     assert done.returncode == 0, done.stderr
-    kill_often(script, tmp_path, "--compile", seed=9, env=env, few=not ALL_COMPILED)
+    if ALL_COMPILED:
+        kill_often(script, tmp_path, "--compile", seed=9, **options)
+    else:  # between two checkpoints of the last phase
+        at = ("torch.randint", END - 4, KILL)
+        assert run(*short(script), "--compile", "--run-dir", "run", at=at).returncode == -KILL
+        assert load(tmp_path / "run/checkpoint.pt")["state"]["step"] == END - 9
+        assert run("--resume", "run").returncode == 0
     assert_equal_runs(tmp_path / "whole", tmp_path / "run")
 
 
+@common_code
 def test_ctrl_c_ends_in_one_line_that_continues_the_run(finished, tmp_path):
     script, whole, _ = finished
-    at = ("torch.randint", random.Random(script).randint(1, 179), INTERRUPT)
-    done = fork_script(script, *short(script), "--run-dir", "run", cwd=tmp_path, at=at)
+    at = ("torch.randint", random.Random(script).randint(1, END - 1), INTERRUPT)
+    done = fork(script, *short(script), "--run-dir", "run", cwd=tmp_path, at=at)
     assert done.returncode == 130
     assert re.fullmatch(f"{script}: .*--resume.*\n", done.stderr)
     flags = re.search(f"after an interruption: python {script} (.*)", done.stdout)[1].split()
-    assert fork_script(script, *flags, cwd=tmp_path).returncode == 0
+    assert fork(script, *flags, cwd=tmp_path).returncode == 0
     assert_equal_runs(whole, tmp_path / "run")
 
 
+@pytest.mark.parametrize("finished", [SCRIPT, "srpo.py"], indirect=True)  # by the name of the last phase
 def test_a_finished_run_goes_on_for_more_steps(finished, tmp_path):
     script, whole, _ = finished
     shutil.copytree(whole, tmp_path / "run")
     last = [*load_script(script).PHASES][-1]
-    done = fork_script(script, "--resume", "run", cwd=tmp_path)  # for no more
+    done = fork(script, "--resume", "run", cwd=tmp_path)  # for no more
     assert done.returncode == 0, done.stderr
     assert_equal_runs(whole, tmp_path / "run")
-    done = fork_script(script, "--resume", "run", f"--{last}-steps", "130", cwd=tmp_path)
+    done = fork(script, "--resume", "run", f"--{last}-steps", "56", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     before, after = metrics(whole), metrics(tmp_path / "run")
     assert after[: len(before)] == before
-    assert {line["step"] for line in after[len(before) :]} == {182, 190}
-    assert json.loads((tmp_path / "run/result.json").read_text())["step"] == 190
-    assert json.loads((tmp_path / "run/config.json").read_text())[f"{last}_steps"] == 130
+    assert {line["step"] for line in after[len(before) :]} == {77, 80}
+    assert json.loads((tmp_path / "run/result.json").read_text())["step"] == 80
+    assert json.loads((tmp_path / "run/config.json").read_text())[f"{last}_steps"] == 56
     weights = [load(x / "model.pt")["agent"] for x in (whole, tmp_path / "run")]
     assert not all(torch.equal(weights[0][name], x) for name, x in weights[1].items() if "policy" in name)
 
 
 def test_more_steps_later_are_as_many_at_once(home):
     """With a constant learning rate; the same code in all four, of which one always decays it."""
-    flags = [*fast_flags(SCRIPT), "--lr-schedule", "constant"]
+    flags = [*fast(SCRIPT), "--lr-schedule", "constant"]
     train(SCRIPT, *flags, "--run-dir", "grown")
     train(SCRIPT, "--resume", "grown", "--train-steps", 5)
     train(SCRIPT, *flags, "--train-steps", 5, "--run-dir", "whole")
@@ -217,7 +265,7 @@ def test_more_steps_later_are_as_many_at_once(home):
 def test_a_saved_model_acts_as_the_training_process_did(finished, home):
     script, run_dir, output = finished
     last = [line for line in metrics(run_dir) if "eval/returns" in line][-2:]
-    done = fork_script(script, "--eval-only", run_dir, cwd=home)
+    done = fork(script, "--eval-only", run_dir, cwd=home)
     assert done.returncode == 0, done.stderr
     assert done.stdout == next(line for line in output.splitlines()[::-1] if "(last" in line) + "\n"
     module = load_script(script)
@@ -230,7 +278,7 @@ def test_a_saved_model_acts_as_the_training_process_did(finished, home):
     assert torch.equal(torch.get_rng_state(), state)
     for name in ("eval/returns", "eval/lengths", "eval/normalized_score"):
         assert values[name].tolist() == [line[name] for line in last]
-    done = fork_script(script, "--eval-only", run_dir, "--eval-episodes", "3", cwd=home)
+    done = fork(script, "--eval-only", run_dir, "--eval-episodes", "3", cwd=home)
     assert "2 seeds × 3 episodes" in done.stdout
 
 
@@ -238,14 +286,13 @@ def test_a_saved_model_acts_as_the_training_process_did(finished, home):
 def test_each_phase_starts_once_whenever_the_run_is_cut(script, home, monkeypatch):
     """Cut after each step and resumed: the same starts and updates in the same order."""
     module = load_script(script)
-    write_d4rl(home / ".d4rl/datasets/hopper_medium-v2.hdf5")
     events, expected, write = [], [], module.write
     for name in module.PHASES:
         expected += [f"start {name}"] + [name] * 2
         update = lambda *_, name=name: events.append(name) or {"loss": torch.zeros(1)}
         monkeypatch.setitem(module.PHASES, name, update)
         monkeypatch.setitem(module.STARTS, name, lambda agent, name=name: events.append(f"start {name}"))
-    flags = ["--env-id", "hopper-medium-v2", *fast_flags(script), "--checkpoint-every", "1"]
+    flags = [*fast(script), "--checkpoint-every", "1"]
     n = 2 * len(module.PHASES)
     for cut in range(1, n + 1):
         checkpoints = iter(range(1, n + 1))
@@ -267,7 +314,7 @@ def test_each_phase_starts_once_whenever_the_run_is_cut(script, home, monkeypatc
 
 # ------------------------------------------------------------------------------------ the same code in all
 def test_two_processes_do_not_train_in_one_directory(home):
-    train(SCRIPT, *fast_flags(SCRIPT), "--run-dir", "run")
+    train(SCRIPT, *fast(SCRIPT), "--run-dir", "run")
     before = Path("run/metrics.jsonl").read_bytes()
     with open("run/metrics.jsonl", "a") as first:
         fcntl.flock(first, fcntl.LOCK_EX)  # as the process does that trains
@@ -282,18 +329,18 @@ def test_a_file_system_without_locks_will_do(home, monkeypatch):
         raise OSError(37, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", no_locks)
-    train(SCRIPT, *fast_flags(SCRIPT), "--run-dir", "run")
+    train(SCRIPT, *fast(SCRIPT), "--run-dir", "run")
     assert Path("run/result.json").exists()
 
 
 def test_runs_of_one_second_have_directories_of_their_own(home, monkeypatch):
     monkeypatch.setattr(load_script(SCRIPT).time, "time", lambda: 1.7e9)
-    results = [train(SCRIPT, *fast_flags(SCRIPT), "--alpha", alpha) for alpha in (1, 5)]
+    results = [train(SCRIPT, *fast(SCRIPT), "--alpha", alpha) for alpha in (1, 5)]
     assert len({*Path("runs").iterdir()}) == len({result["id"] for result in results}) == 2
 
 
 def test_a_tilde_is_the_home_directory_in_every_flag(home):
-    train(SCRIPT, *fast_flags(SCRIPT), "--run-dir", "~/a")
+    train(SCRIPT, *fast(SCRIPT), "--run-dir", "~/a")
     train(SCRIPT, "--resume", "~/a")
     assert load_script(SCRIPT).parse_args(["--eval-only", "~/a"]).batch_size == 8
     assert [path.name for path in home.iterdir()] == ["a"]
@@ -303,7 +350,7 @@ def test_training_in_a_thread_of_a_notebook_leaves_its_signals_alone(home, monke
     monkeypatch.setattr(sys, "argv", ["ipykernel_launcher.py", "-f", "kernel.json"])
     handler, module = signal.getsignal(INTERRUPT), load_script(SCRIPT)
     steps = {f"{phase}_steps": 2 for phase in module.PHASES}
-    args = module.Args(**steps, eval_episodes=0, batch_size=8, device="cpu", run_dir="run")
+    args = module.Args(NAME, **steps, eval_episodes=0, batch_size=8, device="cpu", run_dir="run")
     thread = threading.Thread(target=module.train, args=[dataclasses.replace(args)])
     thread.start()
     thread.join()
@@ -317,7 +364,7 @@ import dtql_gaussian as script
 def update(agent, batch, args): raise ValueError("planted")
 script.PHASES["train"] = update
 script.main()"""
-    command = [sys.executable, "-c", code, SCRIPT, *fast_flags(SCRIPT), "--run-dir", "run"]
+    command = [sys.executable, "-c", code, SCRIPT, *fast(SCRIPT), "--run-dir", "run"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1
     assert "Traceback" in done.stderr and done.stderr.endswith("ValueError: planted\n")
@@ -342,8 +389,8 @@ def test_a_script_copied_alone_runs_on_a_minari_dataset(tmp_path):
 
 def test_weights_and_biases_offline_gets_the_metrics_under_an_id_of_the_run(tmp_path):
     for name in ("a/seed-1", "b:?/seed-1"):  # ends of the paths are alike
-        flags = *fast_flags(SCRIPT), "--num-seeds", "2", "--eval-episodes", "1", "--run-dir", name
-        done = fork_script(SCRIPT, "--track", *flags, cwd=tmp_path)
+        flags = *fast(SCRIPT), "--num-seeds", "2", "--eval-episodes", "1", "--run-dir", name
+        done = fork(SCRIPT, "--track", *flags, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         (log,) = (tmp_path / name / "wandb").glob("offline-run-*/*.wandb")
         config = json.loads((tmp_path / name / "config.json").read_text())
@@ -353,9 +400,9 @@ def test_weights_and_biases_offline_gets_the_metrics_under_an_id_of_the_run(tmp_
 
 
 def test_weights_and_biases_that_cannot_start_is_one_line_and_leaves_no_run(tmp_path):
-    flags = "--track", *fast_flags(SCRIPT), "--run-dir", "run"
+    flags = "--track", *fast(SCRIPT), "--run-dir", "run"
     for _ in range(2):  # the same command again is not refused for what the first left
-        done = fork_script(SCRIPT, *flags, cwd=tmp_path, env={"WANDB_MODE": "online", "WANDB_API_KEY": ""})
+        done = fork(SCRIPT, *flags, cwd=tmp_path, env={"WANDB_MODE": "online", "WANDB_API_KEY": ""})
         assert done.returncode == 2, done.stderr
         assert re.fullmatch(
             rf"{SCRIPT}: --track: .*`wandb login`, or set WANDB_MODE=offline.*\n", done.stderr

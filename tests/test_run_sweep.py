@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import tyro
-from helpers import ROOT, script_env
+from helpers import ROOT, fork_script, script_env
 
 from benchmark.sweep import experiments, run
 from benchmark.sweep.experiments import EXPERIMENTS, Experiment, Setting
@@ -324,13 +324,13 @@ def test_a_run_that_is_killed_resumes_to_the_same_metrics(tmp_path):
         env=script_env(tmp_path), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     name = "local_reacher_wander-v0/dtql_gaussian/seed-1"
-    assert start(tmp_path / "whole").wait() == 0
+    assert fork_script("dtql_gaussian.py", *flags.split(), "--run-dir", "whole", cwd=tmp_path).returncode == 0
     driver = start(tmp_path / "cut")
     wait_for(lambda: (tmp_path / "cut" / name / "checkpoint.pt").exists() or driver.poll() is not None)
     driver.kill()
     driver.wait()
     assert not (tmp_path / "cut" / name / "result.json").exists()
     assert start(tmp_path / "cut").wait() == 0
-    whole, cut = ((tmp_path / x / name / "metrics.jsonl").read_text().splitlines() for x in ("whole", "cut"))
+    whole, cut = ((tmp_path / x / "metrics.jsonl").read_text().splitlines() for x in ("whole", f"cut/{name}"))
     timeless = lambda lines: [json.loads(x) | {"steps_per_second": 0} for x in lines]
     assert timeless(whole) == timeless(cut) and len(whole) > 0
