@@ -209,14 +209,15 @@ def test_a_compiled_run_killed_at_any_moment_and_resumed_is_the_undisturbed_one(
     """Of networks with one hidden layer, which are sooner compiled."""
     options = {"env": {"TORCHINDUCTOR_COMPILE_THREADS": "1"}, "constants": {"HIDDEN": (32,), "BLOCKS": 1}}
     run = lambda *flags, **at: fork(script, *flags, cwd=tmp_path, **options, **at)
-    done = run(*short(script), "--compile", "--run-dir", "whole")
+    command = [*short(script), "--compile", *([] if ALL_COMPILED else ["--pretrain-steps", "0"])]
+    done = run(*command, "--run-dir", "whole")
     assert done.returncode == 0, done.stderr
     if ALL_COMPILED:
         kill_often(script, tmp_path, "--compile", seed=9, **options)
-    else:  # between two checkpoints of the last phase
-        at = ("torch.randint", END - 4, KILL)
-        assert run(*short(script), "--compile", "--run-dir", "run", at=at).returncode == -KILL
-        assert load(tmp_path / "run/checkpoint.pt")["state"]["step"] == END - 9
+    else:  # between two checkpoints
+        at = ("torch.randint", 6 * EVERY + 3, KILL)
+        assert run(*command, "--run-dir", "run", at=at).returncode == -KILL
+        assert load(tmp_path / "run/checkpoint.pt")["state"]["step"] == 6 * EVERY
         assert run("--resume", "run").returncode == 0
     assert_equal_runs(tmp_path / "whole", tmp_path / "run")
 
