@@ -120,8 +120,7 @@ def test_exit_codes(error, code, monkeypatch, capsys, small):
     assert Path("run/config.json").exists() and not Path("run/result.json").exists()
     if code != 1:
         assert exit_.value.code == code
-        told = f"to continue: python {SCRIPT} --resume run" if code == 130 else "planted"
-        assert capsys.readouterr().err == f"{SCRIPT}: {told}\n"
+        assert capsys.readouterr().err == f"{SCRIPT}: planted\n"
 
 
 # -------------------------------------------------------------------------------------- names, network, flags
@@ -155,15 +154,15 @@ def test_noise_levels_in_the_wrong_order(refused):
     refused("--sigma-min 3.0 is not below", "--sigma-min", 3, "--sigma-max", 2)
 
 
-@pytest.mark.parametrize("device", ["cuda", "cuda:99", "gpu"])
-def test_no_such_device(device, refused):
-    if device == "cuda" and torch.cuda.is_available():
-        pytest.skip("there is a CUDA device")
-    words = ["CUDA_VISIBLE_DEVICES"] if ":" in device else [f"--device {device}", "--device cpu"]
-    refused(words, "--device", device, "--run-dir", "run")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_no_such_device(refused):
+    refused(["--device cuda", "--device cpu"], "--device", "cuda", "--run-dir", "run")
 
 
-@pytest.mark.parametrize("flags", ["--batchsize 8", "--lr-schedule linear", "--batch-size many"])
+@pytest.mark.parametrize(
+    "flags",
+    ["--batchsize 8", "--device cuda:99", "--device gpu", "--lr-schedule linear", "--batch-size many"],
+)
 def test_flags_that_do_not_parse(flags, capsys, home):
     with pytest.raises(SystemExit) as exit_:
         train(SCRIPT, *flags.split(), "--run-dir", "run")
@@ -247,7 +246,8 @@ def test_a_bad_minari_dataset(kind, refused, home):
 def test_the_directory_of_another_run(finished, small, refused):
     refused("run holds a run already; --resume run continues it", *small)
     (finished / "config.json").unlink()
-    refused("run holds a run already", *small)  # a checkpoint is never continued unasked
+    (finished / "checkpoint.pt").unlink()
+    refused("run holds a run already", *small)  # metrics, of whatever program
     refused("run is not the directory of a run", "--resume", "run")
 
 
@@ -255,7 +255,7 @@ def test_the_directory_of_another_run(finished, small, refused):
     "flags, words",
     [("--batch-size 16 --tau 0.01", ["batch_size", "tau"]), ("--run-dir other", ["run_dir"]),
      ("--env-id hopper-expert-v2", ["env_id"]), ("--checkpoint-every 1", ["checkpoint_every"]),
-     ("--eval-only run", ["eval_only"]), ("--train-steps 1", ["train_steps", "which can only become more"])],
+     ("--eval-only run", ["eval_only"]), ("--train-steps 1", ["train_steps", "can only become more"])],
 )  # fmt: skip
 def test_resuming_with_other_flags(flags, words, finished):
     module = load_script(SCRIPT)

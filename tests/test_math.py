@@ -489,9 +489,9 @@ def test_evaluation_counts_each_episode_once(slots, monkeypatch):
     assert len(np.unique(lengths)) > 10
     assert np.array_equal(values["eval/lengths"], lengths)
     assert np.allclose(values["eval/returns"], returns, rtol=1e-5)
-    assert np.allclose(values["eval/normalized_scores"], values["eval/returns"] - 20)
+    assert np.allclose(values["eval/normalized_scores"], np.array(values["eval/returns"]) - 20)
     for name in ("return", "length", "normalized_score"):
-        assert np.array_equal(values[f"eval/{name}"], values[f"eval/{name}s"].mean(axis=1))
+        assert np.array_equal(values[f"eval/{name}"], np.mean(values[f"eval/{name}s"], axis=1))
 
 
 def test_evaluation_repeats_itself_and_leaves_random_numbers_and_weights_alone():

@@ -278,7 +278,7 @@ def test_a_saved_model_acts_as_the_training_process_did(finished, home):
     values = module.evaluate(agent, task, args)
     assert torch.equal(torch.get_rng_state(), state)
     for name in ("eval/returns", "eval/lengths", "eval/normalized_score"):
-        assert values[name].tolist() == [line[name] for line in last]
+        assert values[name] == [line[name] for line in last]
     done = fork(script, "--eval-only", run_dir, "--eval-episodes", "3", cwd=home)
     assert "2 seeds × 3 episodes" in done.stdout
 

@@ -31,8 +31,8 @@ import json
 import math
 import os
 import socket
-import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -58,7 +58,7 @@ class Args:  # None: the task's value in TASKS, or as the comment says
     env_id: str = "local/reacher/wander-v0"  # D4RL name (walker2d-medium-v2), Minari id, or local Minari id
     seed: int = 1  # of the one random stream of a run, whose agents are called seed, seed + 1, ...
     num_seeds: int = 1  # agents trained together, each with weights, batches and noise of its own
-    device: str = "auto"  # auto (cuda if there is one), cpu or cuda; which GPU: CUDA_VISIBLE_DEVICES
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda if there is one; CUDA_VISIBLE_DEVICES: which
     compile: bool = False  # torch.compile; on a GPU also one CUDA graph per step; takes a minute to start
     tf32: bool = False  # on a GPU, matrix products of factors rounded to 10 bits: faster
     eval_every: int | None = None  # training steps between evaluations
@@ -312,7 +312,7 @@ SHARES = {"discount", "tau", "expectile"}  # from 0 to 1
 MAY_BE_ZERO = {"seed", "eval_episodes", "eval_candidates", "pretrain_steps", "critic_steps", "behavior_steps",
                "alpha", "beta", "entropy_coef", *SHARES}  # fmt: skip
 LAST_STEPS = f"{[*PHASES][-1]}_steps"  # the flag that may grow when a run is resumed
-OF_A_RESUMED_RUN = {"resume", "track", "capture_video", LAST_STEPS}  # flags that may differ
+OF_A_RESUMED_RUN = {"resume", "track", "capture_video"}  # flags that may differ
 OF_AN_EVALUATION = {"eval_only", "device", "compile", "tf32", "eval_episodes", "eval_candidates"}
 
 
@@ -326,11 +326,11 @@ def check(good: bool, message: str) -> None:
 
 
 @contextlib.contextmanager
-def explain(message: str) -> Iterator[None]:
+def explain(message: str, kind: type = Exception) -> Iterator[None]:
     """What other libraries raise in here is bad input: the message says of what, their text why."""
     try:
         yield
-    except Exception as error:
+    except kind as error:
         raise error if isinstance(error, InputError) else InputError(f"{message} ({error})") from error
 
 
@@ -342,11 +342,11 @@ def parse_args(argv: list[str] | None = None) -> Args:
             config = json.loads(Path(os.path.expanduser(run), "config.json").read_text())
             check(config["script"] == SCRIPT.name, f"{run} is a run of {config['script']}")
             args = tyro.cli(Args, args=argv, default=Args(**{name: config[name] for name in vars(args)}))
+        longer = {LAST_STEPS} if getattr(args, LAST_STEPS) > config[LAST_STEPS] else set()
         differ = {name for name, x in vars(args).items() if x != config[name]}
-        differ -= OF_A_RESUMED_RUN if args.resume else OF_AN_EVALUATION
-        check(not differ, f"{', '.join(sorted(differ))} cannot differ from those of {run}; leave that out")
-        fewer = getattr(args, LAST_STEPS) < config[LAST_STEPS]
-        check(not fewer, f"{run} has {LAST_STEPS} {config[LAST_STEPS]}, which can only become more")
+        differ -= OF_A_RESUMED_RUN | longer if args.resume else OF_AN_EVALUATION
+        names = ", ".join(sorted(differ))
+        check(not differ, f"{run} has another {names}; leave that out ({LAST_STEPS} can only become more)")
     return args
 
 
@@ -359,7 +359,6 @@ def resolve(args: Args) -> torch.device:
             check(good or value == 0 and name in MAY_BE_ZERO, f"--{name.replace('_', '-')} cannot be {value}")
     if args.device == "auto":
         args.device = "cuda" if torch.cuda.is_available() else "cpu"
-    check(":" not in args.device, "--device cuda, and choose the GPU by CUDA_VISIBLE_DEVICES")
     with explain(f"--device {args.device}, or --compile, does not work here; try --device cpu --no-compile"):
         (torch.compile(torch.sin) if args.compile else torch.sin)(torch.zeros(1, device=args.device))
     torch.backends.cuda.matmul.allow_tf32 = args.tf32
@@ -400,6 +399,7 @@ def load_dataset(env_id: str) -> tuple[list[Tensor], dict]:
     lengths = {len(x) for x in (obs, action, reward, terminal, timeout, end)}
     good = obs.ndim == action.ndim == 2 and len(lengths) == 1 and end.any() and not timeout[:-1].all()
     check(good, f"{path}: no transitions, no episodes, or arrays of unequal size {[x.shape for x in arrays]}")
+    check(np.isfinite(high - low).all(), f"{path}: no finite bounds of actions, {low} to {high}")
     returns = np.diff(np.cumsum(reward, dtype=np.float64)[end != 0], prepend=0)
     rows = np.flatnonzero(timeout[:-1] == 0)  # row i leads to row i + 1, but not at a timeout
     columns = {"observation": obs[rows], "action": (action * 2 - (high + low))[rows] / (high - low),
@@ -410,10 +410,9 @@ def load_dataset(env_id: str) -> tuple[list[Tensor], dict]:
         bad = rows[~(np.abs(x) <= limit).reshape(len(x), -1).all(axis=1)]
         check(not len(bad), f"{path}: the {name} of row {bad[:1]} is NaN, infinite or out of bounds; mend it")
     sha, sums = hashlib.sha256(path.read_bytes()).hexdigest(), ROOT / "benchmark/paper/d4rl_sha256.csv"
-    known = sums.read_text() if sums.exists() else ""
-    foreign = f"\n{D4RL_FILES.get(env_id)}," in known and sha not in known
+    other = sums.exists() and f"{D4RL_FILES.get(env_id)}," in sums.read_text() and sha not in sums.read_text()
     print(f"{path}: {len(rows)} transitions, {len(returns)} episodes, mean return {np.mean(returns):.1f}, "
-          f"sha256 {sha}{', not the file that D4RL published' * foreign}")  # fmt: skip
+          f"sha256 {sha}{', not the file that D4RL published' * other}")  # fmt: skip
     source = dict(dataset=str(path), dataset_sha256=sha, action_low=low.tolist(), action_high=high.tolist())
     return [torch.as_tensor(np.asarray(x, np.float32)) for x in columns.values()], source
 
@@ -424,20 +423,18 @@ def load_d4rl(name: str) -> tuple:
     From $D4RL_DATASET_DIR; downloaded to it from the first of $D4RL_MIRRORS that has the file whole."""
     folder = Path(os.environ.get("D4RL_DATASET_DIR") or "~/.d4rl/datasets").expanduser()
     path = folder / Path(D4RL_FILES[name]).name
-    partial = folder / f"{path.name}.{os.urandom(4).hex()}.part"  # others may download it too
     mirrors = (os.environ.get("D4RL_MIRRORS") or D4RL_MIRRORS).split()
     for url in (f"{mirror}/{file}" for mirror in mirrors for file in (D4RL_FILES[name], path.name)):
         if not path.exists():
             try:
                 folder.mkdir(parents=True, exist_ok=True)
                 socket.setdefaulttimeout(30)  # seconds; a mirror may be dead
-                torch.hub.download_url_to_file(url, partial)
-                h5py.File(partial, locking=False).close()  # raises if it is cut
-                os.replace(partial, path)
+                with tempfile.TemporaryDirectory(dir=folder) as partial:  # others may download it too
+                    torch.hub.download_url_to_file(url, f"{partial}/file")
+                    h5py.File(f"{partial}/file", locking=False).close()  # raises if it is cut
+                    os.replace(f"{partial}/file", path)
             except Exception as error:  # of many kinds; the next mirror may do
                 print(f"{url}: {error}")
-            for rest in folder.glob(f"{partial.name}*"):
-                rest.unlink()
     check(path.exists(), f"no {path}, and no mirror has it; put it there, or use --env-id {Args.env_id}")
     kitchen = name.startswith("kitchen")  # its files have no timeouts
     keys = "observations", "actions", "rewards", "terminals", "terminals" if kitchen else "timeouts"
@@ -445,7 +442,7 @@ def load_d4rl(name: str) -> tuple:
         obs, action, reward, terminal, timeout = (file[key][:] for key in keys)
         count, one = 0, np.ones(action.shape[1])
         for i in range(len(timeout) if kitchen else 0):
-            timeout[i] = count == 279
+            timeout[i] = count == 279  # an episode has 280 steps
             count = 0 if timeout[i] else 1 if terminal[i] else count + 1  # that 1 is an off-by-one of D4RL's
         return path, -one, one, obs, action, reward, terminal, timeout, terminal.ravel() + timeout.ravel()
 
@@ -464,15 +461,13 @@ def load_minari(dataset_id: str) -> tuple:
     """As load_d4rl; an episode's last observation is a row of its own, with a timeout, and not terminal."""
     dataset, episodes = open_minari(dataset_id), []
     path, space = Path(dataset.storage.data_path) / "main_data.hdf5", dataset.action_space
-    with explain(f"cannot read {path}, with actions {space}"):
-        good = len(dataset) and np.isfinite(space.high - space.low).all()
-        check(good, f"{path}: no episodes, or no finite bounds in {space}")
+    with explain(f"cannot read {path}, or it has no episodes; its actions: {space}"):
         for episode in dataset:
             obs = flatten(episode.observations)
             pad = lambda x: np.concatenate([x, np.zeros_like(x[:1])])[: len(obs)]  # a row for each of obs
             arrays = (pad(x) for x in (episode.actions, episode.rewards, episode.terminations))
             episodes.append((obs, *arrays, *2 * [np.arange(len(obs)) == len(obs) - 1]))
-        return path, space.low, space.high, *(np.concatenate(x) for x in zip(*episodes))
+        return path, space.low, space.high, *(np.concatenate([x[i] for x in episodes]) for i in range(6))
 
 
 def flatten(obs) -> np.ndarray:
@@ -525,11 +520,11 @@ def load_task(env_id: str) -> SimpleNamespace:
     return SimpleNamespace(make_env=make_env, sizes=sizes, low=low, high=high, metric=metric, physics=physics)
 
 
-def evaluate(agent: Agent, task: SimpleNamespace, args: Args) -> dict[str, np.ndarray]:
+def evaluate(agent: Agent, task: SimpleNamespace, args: Args) -> dict[str, list]:
     """Returns, lengths and scores [seed, episode], and their means [seed]. Episode k of a seed starts from
-    the same state in every evaluation. Training's random numbers go on as if there was none."""
+    the same state in every evaluation. Training's random numbers go on as if there were none."""
     device, n, total = agent.trained.device, args.num_seeds, args.eval_episodes
-    slots = min(total, 10 if device.type == "cuda" else 1)  # side by side is faster on a GPU alone
+    slots = min(total, 10 if device.type == "cuda" else 1)  # side by side is faster only on a GPU
     envs = [[task.make_env() for _ in range(slots)] for _ in range(n)]
     reset = lambda i, j, k: flatten(envs[i][j].reset(seed=int(10_000 * (args.seed + i) + k))[0])
     episode = np.tile(np.arange(slots), (n, 1))  # [seed, slot], the one that runs there
@@ -555,29 +550,26 @@ def evaluate(agent: Agent, task: SimpleNamespace, args: Args) -> dict[str, np.nd
     score = f"{task.metric} {scores.mean():.1f}{spread} (last, {n} seeds × {total} episodes)"
     tqdm.write(f"{score}; physics: {task.physics}")
     values = {"return": returns, "length": lengths, "normalized_score": scores}
-    means = {f"eval/{name}": x.mean(axis=1) for name, x in values.items()}
-    return means | {f"eval/{name}s": x for name, x in values.items()}
+    means = {f"eval/{name}": x.mean(axis=1).tolist() for name, x in values.items()}
+    return means | {f"eval/{name}s": x.tolist() for name, x in values.items()}
 
 
 # ----------------------------------------------------------------------------------------------------- main
 LOG_EVERY = 500  # steps between lines of losses, at most, and within which a NaN is noticed
-finite = lambda x: json.loads(json.dumps(x), parse_constant=lambda _: None)  # null for NaN and infinity
+to_json = lambda x, **how: json.dumps(json.loads(json.dumps(x), parse_constant=lambda _: None), **how)
 
 
 def gradient_steps(agent: Agent, data: list[Tensor], phase: str, totals: dict, args: Args) -> Iterator[None]:
     """A gradient step for each next(), its losses [seed] added to totals on the device. With --compile on
-    CUDA three eager steps come first; then one CUDA graph of the whole, from draws to decay, is replayed."""
-    shape = args.num_seeds, getattr(args, f"{phase}_batch_size", args.batch_size)
-    update = PHASES[phase]
+    CUDA three plain steps come first; then one CUDA graph of the whole, from draws to decay, is replayed."""
+    update, shape = PHASES[phase], (args.num_seeds, getattr(args, f"{phase}_batch_size", args.batch_size))
     if args.compile:  # with PyTorch's own random numbers, which eager steps draw
         update = torch.compile(update, options={"fallback_random": True})
 
     def step() -> None:
         rows = torch.randint(len(data[0]), shape, device=data[0].device)  # [seed, batch]
         for name, loss in update(agent, [x[rows] for x in data], args).items():
-            if name not in totals:
-                totals[name] = torch.zeros_like(loss)
-            totals[name].add_(loss.detach())
+            totals[name] = totals[name].add_(loss.detach()) if name in totals else loss.detach().clone()
 
     for i in itertools.count():
         if i == 3 and args.compile and data[0].is_cuda:
@@ -592,8 +584,7 @@ def write(path: Path, content: dict) -> None:
     """A .pt or .json file. Whenever this is interrupted, path holds what it held before or all of content."""
     note = f"cannot write {path}; the one before is kept: make room and use --resume"
     with explain(note), open(f"{path}.part", "wb") as file:
-        text = path.suffix == ".json"
-        file.write(json.dumps(finite(content), indent=2).encode()) if text else torch.save(content, file)
+        torch.save(content, file) if path.suffix == ".pt" else file.write(to_json(content, indent=2).encode())
         file.flush()
         os.fsync(file)
         os.replace(f"{path}.part", path)
@@ -611,8 +602,7 @@ def fit(agent: Agent, data: list[Tensor], task: SimpleNamespace | None, metrics:
                 optimizer.load_state_dict(saved["optimizers"][name])
             rng.set_rng_state(saved["rng"].cpu())  # refuses that of another kind of device
         state = saved["state"]
-    # what a killed run wrote after its checkpoint comes again
-    metrics.truncate(min(state["metrics_size"], os.path.getsize(metrics.name)))
+    metrics.truncate(min(state["metrics_size"], os.path.getsize(metrics.name)))  # later lines come again
     ends = list(itertools.accumulate(getattr(args, f"{phase}_steps") for phase in PHASES))
     for phase, first, last in zip(PHASES, [0, *ends], ends):
         if state["step"] == first and phase in STARTS:
@@ -624,22 +614,20 @@ def fit(agent: Agent, data: list[Tensor], task: SimpleNamespace | None, metrics:
             evaluating = last == ends[-1] and ((step - first) % args.eval_every == 0 or step == last)
             if not (saving or evaluating or step % LOG_EVERY == 0 or step == last):
                 continue
-            values = {name: (total / (step - logged)).cpu().numpy() for name, total in totals.items()}
+            values = {name: (total / (step - logged)).tolist() for name, total in totals.items()}
             if not all(x.isfinite().all() for x in (*totals.values(), *agent.parameters())):
-                losses = {name: x.tolist() for name, x in values.items()}
-                raise FloatingPointError(f"a loss or weight is not finite at step {step}; by seed: {losses}")
+                raise FloatingPointError(f"a loss or weight is not finite at step {step}; by seed: {values}")
             seconds = time.perf_counter() - clock
             state |= {"step": step, "train_seconds": state["train_seconds"] + seconds}
-            values["steps_per_second"] = np.full(args.num_seeds, (step - logged) / seconds)
+            values["steps_per_second"] = [(step - logged) / seconds] * args.num_seeds
             if task and evaluating:
                 values |= evaluate(agent, task, args)
-                state["scores"].append(values["eval/normalized_score"].tolist())
+                state["scores"].append(values["eval/normalized_score"])
             for i in range(args.num_seeds):
-                line = {name: x[i].tolist() for name, x in values.items()}
-                metrics.write(json.dumps(finite({"step": step, "seed": args.seed + i} | line)) + "\n")
+                line = {name: x[i] for name, x in values.items()}
+                metrics.write(to_json({"step": step, "seed": args.seed + i} | line) + "\n")  # null for NaN
                 if args.track:
                     wandb.log({f"seed{args.seed + i}/{name}": x for name, x in line.items()}, step)
-            metrics.flush()
             state["eval_seconds"] += time.perf_counter() - clock - seconds
             if saving:
                 state["metrics_size"] = os.path.getsize(metrics.name)
@@ -658,27 +646,23 @@ def train(args: Args) -> dict:
     task = load_task(args.env_id) if args.eval_episodes else None
     if args.eval_only:
         check(task, "--eval-only needs --eval-episodes, how many to evaluate")
-        agent = Agent(*task.sizes, args, device)
+        agent, file = Agent(*task.sizes, args, device), Path(args.eval_only, "model.pt").expanduser()
         with explain(f"cannot load the model of {args.eval_only}"):
-            saved = torch.load(f"{os.path.expanduser(args.eval_only)}/model.pt", device, weights_only=True)
-            agent.load_state_dict(saved["agent"])
+            agent.load_state_dict(torch.load(file, device, weights_only=True)["agent"])  # runs no code
         return evaluate(agent, task, args)
     data, config = load_dataset(args.env_id)
     sizes = data[0].shape[1], data[1].shape[1]
     check(not task or task.sizes == sizes, f"{args.env_id}: the sizes {sizes} are not its environment's")
-    config |= {"script": SCRIPT.name, "id": os.urandom(4).hex(), "obs_dim": sizes[0], "action_dim": sizes[1]}
-    config["git_commit"] = subprocess.getoutput(f"git -C '{ROOT}' rev-parse HEAD 2>/dev/null") or None
+    config |= {"script": SCRIPT.name, "id": f"{time.time_ns()}", "obs_dim": sizes[0], "action_dim": sizes[1]}
+    config["git_commit"] = os.popen(f"git -C '{ROOT}' rev-parse HEAD 2>/dev/null").read().strip() or None
     config["versions"] = {x.__name__: str(x.__version__) for x in (torch, mujoco, gym, minari)}
     name = f"{args.env_id.replace('/', '-')}__{SCRIPT.stem}__{args.seed}"
-    new_dir = f"runs/{name}__{int(time.time())}-{config['id']}"
-    run_dir = Path(os.path.expanduser(args.resume or args.run_dir or new_dir))
+    run_dir = Path(args.resume or args.run_dir or f"runs/{name}__{config['id']}").expanduser()
     run_dir.mkdir(parents=True, exist_ok=True)
-    with open(run_dir / "metrics.jsonl", "a") as metrics:
-        try:
-            fcntl.flock(metrics, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:  # of another kind where the file system has no locks
-            check(not isinstance(error, BlockingIOError), f"another process trains in {run_dir}")
-        file, held = run_dir / "config.json", {"config.json", "checkpoint.pt"} & {*os.listdir(run_dir)}
+    with open(run_dir / "metrics.jsonl", "a", buffering=1) as metrics:  # a line at a time
+        with contextlib.suppress(OSError), explain(f"another process trains in {run_dir}", BlockingIOError):
+            fcntl.flock(metrics, fcntl.LOCK_EX | fcntl.LOCK_NB)  # a file system without locks will do
+        file, held = run_dir / "config.json", metrics.tell() or "config.json" in os.listdir(run_dir)
         check(args.resume or not held, f"{run_dir} holds a run already; --resume {run_dir} continues it")
         old = json.loads(file.read_text()) if args.resume else config
         check(old["dataset_sha256"] == config["dataset_sha256"], f"{run_dir} was begun with another dataset")
@@ -690,18 +674,14 @@ def train(args: Args) -> dict:
         print(f"writing {run_dir}; after an interruption: python {SCRIPT.name} --resume {run_dir}")
         torch.manual_seed(args.seed)
         agent = Agent(*sizes, args, device)
-        try:
-            state = fit(agent, [x.to(device) for x in data], task, metrics, args)
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(f"to continue: python {SCRIPT.name} --resume {run_dir}") from None
+        state = fit(agent, [x.to(device) for x in data], task, metrics, args)
     if args.track:
         wandb.finish()
     write(run_dir / "model.pt", {"agent": agent.state_dict(), "config": config})
     scores = enumerate(zip(*state["scores"]), args.seed)
     seeds = {seed: {"last": x[-1], "best": np.fmax.reduce(x).item()} for seed, x in scores}
-    result = config | state | {"seeds": seeds, "metric": task and task.metric}
-    result["physics"] = task and task.physics
-    result["peak_memory_mib"] = torch.cuda.max_memory_allocated() / 2**20 or None
+    result = config | state | {name: getattr(task, name, None) for name in ("metric", "physics")}
+    result |= {"seeds": seeds, "peak_memory_mib": torch.cuda.max_memory_allocated() / 2**20 or None}
     write(run_dir / "result.json", result)
     if args.capture_video and task:
         make, seed = task.make_env, iter(map(str, seeds))  # evaluate() makes one environment for each
@@ -716,7 +696,8 @@ def main() -> None:
     try:
         train(parse_args())
     except (InputError, OSError, FloatingPointError, KeyboardInterrupt) as error:
-        print(f"{SCRIPT.name}: {' '.join(str(error).split())[:1000]}", file=sys.stderr)
+        text = " ".join(str(error).split())[:1000] or "interrupted; --resume RUN_DIR continues"
+        print(f"{SCRIPT.name}: {text}", file=sys.stderr)
         raise SystemExit({FloatingPointError: 3, KeyboardInterrupt: 130}.get(type(error), 2)) from None
 
 
