@@ -184,6 +184,8 @@ class QNetworks(MLP):
 
 
 class DeterministicPolicy(MLP):
+    """The action π_θ(s): tanh of a network."""
+
     def __init__(self, n: int, obs_dim: int, action_dim: int, layers: int):
         super().__init__(n, obs_dim, *[256] * layers, action_dim, activation=torch.relu)
 
@@ -389,7 +391,7 @@ def check(good: bool, message: str) -> None:
 
 @contextlib.contextmanager
 def explain(message: str, kind: type = Exception) -> Iterator[None]:
-    """What other libraries raise in here is bad input: the message says of what, their text why."""
+    """What other libraries raise of that kind in here is bad input: message says of what, their text why."""
     try:
         yield
     except kind as error:
@@ -492,7 +494,7 @@ def load_d4rl(name: str) -> tuple:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
                 socket.setdefaulttimeout(30)  # seconds; a mirror may be dead
-                with tempfile.TemporaryDirectory(dir=folder) as partial:  # others may download it too
+                with tempfile.TemporaryDirectory(".part", path.name, folder) as partial:  # others may load it
                     torch.hub.download_url_to_file(url, f"{partial}/file")
                     h5py.File(f"{partial}/file", locking=False).close()  # raises if it is cut
                     os.replace(f"{partial}/file", path)
@@ -716,7 +718,8 @@ def train(args: Args) -> dict:
     data, config = load_dataset(args.env_id)
     sizes = data[0].shape[1], data[1].shape[1]
     check(not task or task.sizes == sizes, f"{args.env_id}: the sizes {sizes} are not its environment's")
-    config |= {"script": SCRIPT.name, "id": f"{time.time_ns()}", "obs_dim": sizes[0], "action_dim": sizes[1]}
+    config |= {"script": SCRIPT.name, "obs_dim": sizes[0], "action_dim": sizes[1]}
+    config["id"] = f"{int(time.time())}-{os.urandom(4).hex()}"  # two runs may begin in one second
     config["git_commit"] = os.popen(f"git -C '{ROOT}' rev-parse HEAD 2>/dev/null").read().strip() or None
     config["versions"] = {x.__name__: str(x.__version__) for x in (torch, mujoco, gym, minari)}
     name = f"{args.env_id.replace('/', '-')}__{SCRIPT.stem}__{args.seed}"
