@@ -391,7 +391,7 @@ def open_minari(dataset_id: str) -> minari.MinariDataset:
     """From datasets/ of this project, from $MINARI_DATASETS_PATH, or downloaded to that."""
     here = [str(x.parent.relative_to(ROOT / "datasets")) for x in ROOT.glob("datasets/**/data")]
     similar = ", ".join(difflib.get_close_matches(dataset_id, [*D4RL_FILES, *here], cutoff=0))
-    with explain(f"unknown env id {dataset_id!r}, or no network; similar ones here: {similar}"):
+    with explain(f"unknown env id {dataset_id!r}, no network, or no {ROOT}/datasets; similar: {similar}"):
         if dataset_id in here:
             return minari.MinariDataset(ROOT / "datasets" / dataset_id / "data")
         return minari.load_dataset(dataset_id, download="/" in dataset_id and dataset_id[:6] != "local/")
